@@ -1,0 +1,105 @@
+"""`collective`: finds the command, turns errors into one message on stderr and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from collective import __version__
+from collective.core.errors import CollectiveError, codes_of
+
+__all__ = ["LazyGroup", "main"]
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called: `name -> (module, attribute, one-line help)`."""
+
+    def __init__(self, *, table: dict[str, tuple[str, str, str]], **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]  # click's own keywords, passed through
+        self._table = table
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self._table)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self._table:
+            return None
+        module, attribute, _ = self._table[name]
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is not a command")
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in self._table.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    table={
+        "federation": ("collective.cli.federation", "federation", "found a federation, sign and admit members"),
+        "coordinator": ("collective.cli.daemons", "coordinator", "run this home's coordinator"),
+        "node": ("collective.cli.daemons", "node", "run a storage node"),
+        "datastore": ("collective.cli.datastore", "datastore", "make DataStores, say who may read them"),
+        "put": ("collective.cli.files", "put", "store a file or a folder"),
+        "get": ("collective.cli.files", "get", "fetch a file or a folder"),
+        "ls": ("collective.cli.files", "ls", "list names"),
+        "rm": ("collective.cli.files", "rm", "remove names"),
+        "mv": ("collective.cli.files", "mv", "rename"),
+        "mkdir": ("collective.cli.files", "mkdir", "make a folder"),
+        "mount": ("collective.cli.mounts", "mount", "show the library as a folder"),
+        "umount": ("collective.cli.mounts", "umount", "take the folder away"),
+        "status": ("collective.cli.status", "status", "how this home and its peers are"),
+        "ping": ("collective.cli.status", "ping", "reach another member's coordinator"),
+        "demo": ("collective.cli.demo", "demo", "three homes on this machine, one film, one of them killed"),
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option("--home", type=click.Path(path_type=Path), envvar="COLLECTIVE_HOME", help="Where this component keeps everything.")
+@click.version_option(__version__, prog_name="collective")
+@click.pass_context
+def collective(context: click.Context, home: Path | None) -> None:
+    """Several homes, one library."""
+    context.obj = home
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and leave the process with its exit code."""
+    try:
+        collective.main(args=arguments, prog_name="collective", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        _leave(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        _leave(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        _leave(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(1)
+    except CollectiveError as error:
+        print(f"collective: {error}", file=sys.stderr)
+        _leave(codes_of(error).exit_code)
+    except Exception as error:
+        if os.environ.get("COLLECTIVE_DEBUG"):
+            traceback.print_exc()
+        print(f"collective: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  set COLLECTIVE_DEBUG=1 and run it again to see where; please report it", file=sys.stderr)
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
