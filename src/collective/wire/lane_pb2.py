@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ollective/wire/lane.proto\x12\rcollective.v1\"8\n\tLaneError\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"F\n\tLaneHello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\x12\x10\n\x08software\x18\x03 \x01(\t\"\x88\x01\n\x0ePresentRequest\x12\x15\n\rsigned_ticket\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x63hunk_size_bytes\x18\x03 \x01(\r\x12\x10\n\x08\x63oding_k\x18\x04 \x01(\r\x12\x10\n\x08\x63oding_m\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x03(\x0c\"\x1e\n\x0cPresentReply\x12\x0e\n\x06handle\x18\x01 \x01(\r\"8\n\x12PresentPageRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\npage_index\x18\x02 \x01(\r\"\x12\n\x10PresentPageReply\"r\n\x0bReadRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\x12\x15\n\rfirst_segment\x18\x03 \x01(\r\x12\x15\n\rsegment_count\x18\x04 \x01(\r\x12\x13\n\x0bwith_hashes\x18\x05 \x01(\x08\":\n\tReadReply\x12\x12\n\nhash_bytes\x18\x01 \x01(\r\x12\x19\n\x11sealed_size_bytes\x18\x02 \x01(\x04\"0\n\x0cWriteRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\"#\n\nWriteReply\x12\x15\n\ralready_there\x18\x01 \x01(\x08\"E\n\nHasRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\x12\x14\n\x0csealed_sizes\x18\x03 \x03(\x04\"\x1b\n\x08HasReply\x12\x0f\n\x07present\x18\x01 \x03(\x08\"e\n\x0bPushRequest\x12\x16\n\x0elane_addresses\x18\x01 \x03(\t\x12\x14\n\x0cnode_address\x18\x02 \x01(\t\x12\x15\n\rsigned_ticket\x18\x03 \x01(\x0c\x12\x11\n\tchunk_ids\x18\x04 \x03(\x0c\"8\n\tPushReply\x12\x14\n\x0cpushed_bytes\x18\x01 \x01(\x04\x12\x15\n\ralready_there\x18\x02 \x01(\r\"\x13\n\x11NodeStatusRequest\"\xc5\x01\n\x0fNodeStatusReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\x04\x12\x19\n\x11quarantined_count\x18\x05 \x01(\x04\x12\x14\n\x0cserved_bytes\x18\x06 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cstorage_path\x18\x08 \x01(\t\"0\n\x0fKeepHeadRequest\x12\x0f\n\x07\x66\x65\x65\x64_id\x18\x01 \x01(\x0c\x12\x0c\n\x04head\x18\x02 \x01(\x0c\"\x0f\n\rKeepHeadReply\"\x0e\n\x0cHeadsRequest\"\x1b\n\nHeadsReply\x12\r\n\x05heads\x18\x01 \x03(\x0c\"\x1e\n\rEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\x1e\n\x0b\x45ventsReply\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\"B\n\rPolicyRequest\x12\x1b\n\x13signing_certificate\x18\x01 \x01(\x0c\x12\x14\n\x0cpolicy_epoch\x18\x02 \x01(\x04\"\r\n\x0bPolicyReply*\xea\x01\n\nLaneMethod\x12\x1b\n\x17LANE_METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cLANE_PRESENT\x10\x01\x12\x15\n\x11LANE_PRESENT_PAGE\x10\x02\x12\r\n\tLANE_READ\x10\x03\x12\x0e\n\nLANE_WRITE\x10\x04\x12\x0c\n\x08LANE_HAS\x10\x05\x12\r\n\tLANE_PUSH\x10\x06\x12\x14\n\x10LANE_NODE_STATUS\x10\x07\x12\x12\n\x0eLANE_KEEP_HEAD\x10\x08\x12\x0e\n\nLANE_HEADS\x10\t\x12\x0f\n\x0bLANE_EVENTS\x10\n\x12\x0f\n\x0bLANE_POLICY\x10\x0b\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ollective/wire/lane.proto\x12\rcollective.v1\"8\n\tLaneError\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"F\n\tLaneHello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\x12\x10\n\x08software\x18\x03 \x01(\t\"\x88\x01\n\x0ePresentRequest\x12\x15\n\rsigned_ticket\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x63hunk_size_bytes\x18\x03 \x01(\r\x12\x10\n\x08\x63oding_k\x18\x04 \x01(\r\x12\x10\n\x08\x63oding_m\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x03(\x0c\"\x1e\n\x0cPresentReply\x12\x0e\n\x06handle\x18\x01 \x01(\r\"8\n\x12PresentPageRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\npage_index\x18\x02 \x01(\r\"\x12\n\x10PresentPageReply\"r\n\x0bReadRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\x12\x15\n\rfirst_segment\x18\x03 \x01(\r\x12\x15\n\rsegment_count\x18\x04 \x01(\r\x12\x13\n\x0bwith_hashes\x18\x05 \x01(\x08\":\n\tReadReply\x12\x12\n\nhash_bytes\x18\x01 \x01(\r\x12\x19\n\x11sealed_size_bytes\x18\x02 \x01(\x04\"0\n\x0cWriteRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\"#\n\nWriteReply\x12\x15\n\ralready_there\x18\x01 \x01(\x08\"W\n\nHasRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\x12\x14\n\x0csealed_sizes\x18\x03 \x03(\x04\x12\x10\n\x08store_id\x18\x04 \x01(\x0c\"\x1b\n\x08HasReply\x12\x0f\n\x07present\x18\x01 \x03(\x08\"e\n\x0bPushRequest\x12\x16\n\x0elane_addresses\x18\x01 \x03(\t\x12\x14\n\x0cnode_address\x18\x02 \x01(\t\x12\x15\n\rsigned_ticket\x18\x03 \x01(\x0c\x12\x11\n\tchunk_ids\x18\x04 \x03(\x0c\"8\n\tPushReply\x12\x14\n\x0cpushed_bytes\x18\x01 \x01(\x04\x12\x15\n\ralready_there\x18\x02 \x01(\r\"\x13\n\x11NodeStatusRequest\"\xc5\x01\n\x0fNodeStatusReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\x04\x12\x19\n\x11quarantined_count\x18\x05 \x01(\x04\x12\x14\n\x0cserved_bytes\x18\x06 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cstorage_path\x18\x08 \x01(\t\"0\n\x0fKeepHeadRequest\x12\x0f\n\x07\x66\x65\x65\x64_id\x18\x01 \x01(\x0c\x12\x0c\n\x04head\x18\x02 \x01(\x0c\"\x0f\n\rKeepHeadReply\"\x0e\n\x0cHeadsRequest\"\x1b\n\nHeadsReply\x12\r\n\x05heads\x18\x01 \x03(\x0c\"\x1e\n\rEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\x1e\n\x0b\x45ventsReply\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\"B\n\rPolicyRequest\x12\x1b\n\x13signing_certificate\x18\x01 \x01(\x0c\x12\x14\n\x0cpolicy_epoch\x18\x02 \x01(\x04\"\r\n\x0bPolicyReply*\xea\x01\n\nLaneMethod\x12\x1b\n\x17LANE_METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cLANE_PRESENT\x10\x01\x12\x15\n\x11LANE_PRESENT_PAGE\x10\x02\x12\r\n\tLANE_READ\x10\x03\x12\x0e\n\nLANE_WRITE\x10\x04\x12\x0c\n\x08LANE_HAS\x10\x05\x12\r\n\tLANE_PUSH\x10\x06\x12\x14\n\x10LANE_NODE_STATUS\x10\x07\x12\x12\n\x0eLANE_KEEP_HEAD\x10\x08\x12\x0e\n\nLANE_HEADS\x10\t\x12\x0f\n\x0bLANE_EVENTS\x10\n\x12\x0f\n\x0bLANE_POLICY\x10\x0b\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'collective.wire.lane_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LANEMETHOD']._serialized_start=1429
-  _globals['_LANEMETHOD']._serialized_end=1663
+  _globals['_LANEMETHOD']._serialized_start=1447
+  _globals['_LANEMETHOD']._serialized_end=1681
   _globals['_LANEERROR']._serialized_start=45
   _globals['_LANEERROR']._serialized_end=101
   _globals['_LANEHELLO']._serialized_start=103
@@ -54,31 +54,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITEREPLY']._serialized_start=650
   _globals['_WRITEREPLY']._serialized_end=685
   _globals['_HASREQUEST']._serialized_start=687
-  _globals['_HASREQUEST']._serialized_end=756
-  _globals['_HASREPLY']._serialized_start=758
-  _globals['_HASREPLY']._serialized_end=785
-  _globals['_PUSHREQUEST']._serialized_start=787
-  _globals['_PUSHREQUEST']._serialized_end=888
-  _globals['_PUSHREPLY']._serialized_start=890
-  _globals['_PUSHREPLY']._serialized_end=946
-  _globals['_NODESTATUSREQUEST']._serialized_start=948
-  _globals['_NODESTATUSREQUEST']._serialized_end=967
-  _globals['_NODESTATUSREPLY']._serialized_start=970
-  _globals['_NODESTATUSREPLY']._serialized_end=1167
-  _globals['_KEEPHEADREQUEST']._serialized_start=1169
-  _globals['_KEEPHEADREQUEST']._serialized_end=1217
-  _globals['_KEEPHEADREPLY']._serialized_start=1219
-  _globals['_KEEPHEADREPLY']._serialized_end=1234
-  _globals['_HEADSREQUEST']._serialized_start=1236
-  _globals['_HEADSREQUEST']._serialized_end=1250
-  _globals['_HEADSREPLY']._serialized_start=1252
-  _globals['_HEADSREPLY']._serialized_end=1279
-  _globals['_EVENTSREQUEST']._serialized_start=1281
-  _globals['_EVENTSREQUEST']._serialized_end=1311
-  _globals['_EVENTSREPLY']._serialized_start=1313
-  _globals['_EVENTSREPLY']._serialized_end=1343
-  _globals['_POLICYREQUEST']._serialized_start=1345
-  _globals['_POLICYREQUEST']._serialized_end=1411
-  _globals['_POLICYREPLY']._serialized_start=1413
-  _globals['_POLICYREPLY']._serialized_end=1426
+  _globals['_HASREQUEST']._serialized_end=774
+  _globals['_HASREPLY']._serialized_start=776
+  _globals['_HASREPLY']._serialized_end=803
+  _globals['_PUSHREQUEST']._serialized_start=805
+  _globals['_PUSHREQUEST']._serialized_end=906
+  _globals['_PUSHREPLY']._serialized_start=908
+  _globals['_PUSHREPLY']._serialized_end=964
+  _globals['_NODESTATUSREQUEST']._serialized_start=966
+  _globals['_NODESTATUSREQUEST']._serialized_end=985
+  _globals['_NODESTATUSREPLY']._serialized_start=988
+  _globals['_NODESTATUSREPLY']._serialized_end=1185
+  _globals['_KEEPHEADREQUEST']._serialized_start=1187
+  _globals['_KEEPHEADREQUEST']._serialized_end=1235
+  _globals['_KEEPHEADREPLY']._serialized_start=1237
+  _globals['_KEEPHEADREPLY']._serialized_end=1252
+  _globals['_HEADSREQUEST']._serialized_start=1254
+  _globals['_HEADSREQUEST']._serialized_end=1268
+  _globals['_HEADSREPLY']._serialized_start=1270
+  _globals['_HEADSREPLY']._serialized_end=1297
+  _globals['_EVENTSREQUEST']._serialized_start=1299
+  _globals['_EVENTSREQUEST']._serialized_end=1329
+  _globals['_EVENTSREPLY']._serialized_start=1331
+  _globals['_EVENTSREPLY']._serialized_end=1361
+  _globals['_POLICYREQUEST']._serialized_start=1363
+  _globals['_POLICYREQUEST']._serialized_end=1429
+  _globals['_POLICYREPLY']._serialized_start=1431
+  _globals['_POLICYREPLY']._serialized_end=1444
 # @@protoc_insertion_point(module_scope)

@@ -318,12 +318,16 @@ Global___WriteReply: _TypeAlias = WriteReply  # noqa: Y015
 
 @_typing.final
 class HasRequest(_message.Message):
+    """Without a handle (0): own coordinator only."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HANDLE_FIELD_NUMBER: _builtins.int
     CHUNK_IDS_FIELD_NUMBER: _builtins.int
     SEALED_SIZES_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
+    store_id: _builtins.bytes
     @_builtins.property
     def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
@@ -334,10 +338,11 @@ class HasRequest(_message.Message):
         handle: _builtins.int = ...,
         chunk_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         sealed_sizes: _abc.Iterable[_builtins.int] | None = ...,
+        store_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "handle", b"handle", "sealed_sizes", b"sealed_sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "handle", b"handle", "sealed_sizes", b"sealed_sizes", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
