@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from collective.cli.main import LazyGroup
+from collective.cli.lazy import LazyGroup
 
 __all__ = ["federation"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
@@ -12,33 +11,10 @@ from pathlib import Path
 import click
 
 from collective import __version__
+from collective.cli.lazy import LazyGroup
 from collective.core.errors import CollectiveError, codes_of
 
-__all__ = ["LazyGroup", "main"]
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: `name -> (module, attribute, one-line help)`."""
-
-    def __init__(self, *, table: dict[str, tuple[str, str, str]], **settings: object) -> None:
-        super().__init__(**settings)  # type: ignore[arg-type]  # click's own keywords, passed through
-        self._table = table
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self._table)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in self._table:
-            return None
-        module, attribute, _ = self._table[name]
-        command = getattr(importlib.import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{attribute} is not a command")
-        return command
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in self._table.items()])
+__all__ = ["main"]
 
 
 @click.command(
@@ -62,7 +38,12 @@ class LazyGroup(click.Group):
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--home", type=click.Path(path_type=Path), envvar="COLLECTIVE_HOME", help="Where this component keeps everything.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    envvar="COLLECTIVE_HOME",
+    help="Where this component keeps everything.",
+)
 @click.version_option(__version__, prog_name="collective")
 @click.pass_context
 def collective(context: click.Context, home: Path | None) -> None:

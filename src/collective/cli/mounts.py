@@ -1,0 +1,58 @@
+"""`mount` and `umount`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from collective.cli.words import home_of, start
+from collective.core.sizes import parse_size
+from collective.daemon.mounter import MountOptions, mount_in_background, run_mounter, unmount
+from collective.daemon.runtime import SystemClock, raise_memory_thresholds
+
+__all__ = ["mount", "umount"]
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--foreground", is_flag=True, help="Stay until it is unmounted.")
+@click.option("--read-only", is_flag=True, help="The only way yet; writing through the mount comes later.")
+@click.option("--allow-other", is_flag=True, help="Let other users of this machine in (Plex, Jellyfin).")
+@click.option("--vfs-cache-max-size", default="128MiB", metavar="SIZE", help="RAM for plain bytes.", show_default=True)
+@click.option("--vfs-read-ahead", default="32MiB", metavar="SIZE", help="At most this far ahead.", show_default=True)
+@click.option("--ready-descriptor", type=int, default=-1, hidden=True)
+@click.pass_context
+def mount(
+    context: click.Context,
+    directory: Path,
+    foreground: bool,
+    read_only: bool,
+    allow_other: bool,
+    vfs_cache_max_size: str,
+    vfs_read_ahead: str,
+    ready_descriptor: int,
+) -> None:
+    """Show the library as the folder DIRECTORY. Returns when it is there."""
+    home = home_of(context)
+    options = MountOptions(
+        directory=directory.absolute(),
+        allow_other=allow_other,
+        cache_bytes=parse_size(vfs_cache_max_size),
+        read_ahead_bytes=parse_size(vfs_read_ahead),
+    )
+    if foreground:
+        raise_memory_thresholds()
+        start(run_mounter(home, options, SystemClock(), ready_descriptor))
+    else:
+        mount_in_background(home, options)
+        click.echo(f"The library is at {directory}. Take it away with: collective umount {directory}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.pass_context
+def umount(context: click.Context, directory: Path) -> None:
+    """Take the folder DIRECTORY away again."""
+    unmount(home_of(context), directory.absolute())
+    click.echo(f"{directory} is unmounted.")

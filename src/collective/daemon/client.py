@@ -1,0 +1,120 @@
+"""The short-lived processes: put, get, and whatever reads bytes with this home's client certificate.
+
+A reader opens the catalogue read-only, asks the holders' coordinators for tickets with its own certificate and reads
+from their nodes; it needs no coordinator of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from collective.catalog import Reader, VersionReference
+from collective.core.address import FederatedAddress, member_identity
+from collective.core.clock import Clock
+from collective.core.errors import Misconfigured
+from collective.core.observe import SILENT, Observer
+from collective.daemon.home import Home
+from collective.identity import Credentials, Level, TrustStore
+from collective.net.channels import Channels
+from collective.net.endpoints import host_and_port
+from collective.net.lane import LaneConnection, connect_lane
+from collective.transfer.fetch import Fetcher, VersionSource
+from collective.transfer.peers import PeerBook
+from collective.transfer.tickets import RpcTicketProvider
+
+__all__ = ["ReadSide", "open_read_side", "read_members"]
+
+DIAL_TIMEOUT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class ReadSide:
+    """Names and bytes for one process. `fetcher` is shared by everything that reads."""
+
+    reader: Reader
+    trust: TrustStore
+    channels: Channels
+    credentials: Credentials
+    fetcher: Fetcher
+
+    def refresh_trust(self) -> None:
+        """Take over who is a member now."""
+        for member in self.reader.members():
+            if member.removed:
+                self.trust.remove_member(member.domain)
+            else:
+                self.trust.add_member(member.ca_certificate)
+
+    async def open(self, reference: VersionReference) -> VersionSource:
+        """A source of one version's bytes."""
+        return await self.fetcher.open(reference)
+
+    async def dial(self, address: FederatedAddress, lane_address: str) -> LaneConnection:
+        host, port = host_and_port(lane_address)
+        return await connect_lane(
+            host,
+            port,
+            credentials=self.credentials,
+            trust=self.trust,
+            expected=address,
+            level=Level.FEDERATED,
+            timeout_seconds=DIAL_TIMEOUT_SECONDS,
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) -> AsyncIterator[ReadSide]:
+    """Everything a reading process needs. Raises: Misconfigured when there is no home."""
+    if not home.database.exists():
+        raise Misconfigured(
+            f"there is no home at {home.path}",
+            "make one with `collective federation init` or `federation join`, or name it with --home",
+        )
+    credentials = Credentials.load(home.identity, "client")
+    own_domain = credentials.identity.member_domain
+    reader = Reader.open(home.database, own_domain)
+    trust = TrustStore(credentials.root, own_domain)
+    channels = Channels(credentials, trust, clock)
+    book = PeerBook(reader, home.saved_peers(), lambda book: None)
+    side: ReadSide
+
+    async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
+        return await side.dial(address, lane_address)
+
+    fetcher = Fetcher(
+        reader=reader,
+        provider=RpcTicketProvider(channels, book),
+        dial=dial,
+        own_domain=own_domain,
+        clock=clock,
+        observer=observer,
+    )
+    side = ReadSide(reader, trust, channels, credentials, fetcher)
+    side.refresh_trust()
+    try:
+        yield side
+    finally:
+        await fetcher.close()
+        await channels.close()
+        reader.close()
+
+
+def read_members(home: Home) -> list[dict[str, object]]:
+    """The roster as plain rows: identity, domain, endpoints, whether removed."""
+    own_domain = Credentials.load(home.identity, "client").identity.member_domain
+    reader = Reader.open(home.database, own_domain)
+    try:
+        return [
+            {
+                "member": member_identity(member.domain),
+                "domain": member.domain,
+                "removed": member.removed,
+                "endpoints": [f"{end.type}:{end.grpc}" for end in (member.card.endpoints if member.card else ())],
+                "pledge_bytes": member.card.pledge_bytes if member.card else 0,
+            }
+            for member in reader.members()
+        ]
+    finally:
+        reader.close()

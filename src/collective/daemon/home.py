@@ -1,0 +1,145 @@
+"""A home: the folder where one component keeps everything, and the lock that makes its feeds have one writer."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from collective.admission import Household
+from collective.catalog import Catalog, FolderHeadKeeper
+from collective.core.clock import Clock
+from collective.core.errors import Conflict, Misconfigured
+from collective.core.observe import SILENT, Observer
+from collective.daemon.config import CoordinatorConfig, load_coordinator_config, save_config
+from collective.identity import ensure_private_directory
+from collective.transfer.placing import choose_hosts
+from collective.wire import feed_pb2
+
+__all__ = ["Home"]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths inside one home. Nothing is created by naming it."""
+
+    path: Path
+    config_file: Path | None = None
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "identity"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "catalog.db"
+
+    @property
+    def heads(self) -> Path:
+        return self.path / "heads"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "control.sock"
+
+    @property
+    def mounts(self) -> Path:
+        return self.path / "mounts"
+
+    @property
+    def config_path(self) -> Path:
+        return self.config_file or self.path / "config.json"
+
+    def config(self) -> CoordinatorConfig:
+        """The settings in force. Raises: Misconfigured."""
+        return load_coordinator_config(self.config_path)
+
+    def save_config(self, config: CoordinatorConfig) -> None:
+        ensure_private_directory(self.path)
+        save_config(self.config_path, config)
+
+    def storage_path(self, named: str = "") -> Path:
+        """Where the coordinator's own node keeps its chunks."""
+        return Path(named or self.config().coordinator.storage_path or self.path / "storage")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the home for writing its feeds. Raises: Conflict while another process does."""
+        if not self.path.is_dir():
+            raise Misconfigured(
+                f"there is no home at {self.path}", "make one with `collective federation init`, or name it with --home"
+            )
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(
+                    f"another process is using the home {self.path}",
+                    "a coordinator that is starting or stopping, or another command: try again in a moment",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def head_folders(self) -> list[Path]:
+        """Folders of this machine that keep the signed heads: the home's own and its embedded node's disk."""
+        storage = self.storage_path()
+        return [self.heads, storage / "heads"] if storage.is_dir() else [self.heads]
+
+    def catalog_opener(
+        self, clock: Clock, observer: Observer = SILENT, federation_domain: str = ""
+    ) -> Callable[[Household, x509.Certificate], Catalog]:
+        """How this home's catalogue is opened for writing; the lock must be held."""
+
+        def open_catalog(household: Household, root: x509.Certificate) -> Catalog:
+            return Catalog.open(
+                self.database,
+                federation_domain=federation_domain or household.coordinator.identity.federation_domain,
+                root_certificate=root,
+                own=household.keys,
+                heads=FolderHeadKeeper(self.head_folders()),
+                clock=clock,
+                observer=observer,
+                choose_hosts=choose_hosts,
+            )
+
+        return open_catalog
+
+    def read_mounts(self) -> list[dict[str, object]]:
+        """What the home's mount processes say of themselves; those that are gone left nothing that counts."""
+        rows = []
+        for record in sorted(self.mounts.glob("*.json")):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                row = json.loads(record.read_text())
+                if Path(f"/proc/{row['pid']}").exists():
+                    rows.append(row)
+        return rows
+
+    # ------------------------------------------------------------ peers.json
+
+    def saved_peers(self) -> dict[str, list[feed_pb2.Endpoint]]:
+        """Endpoints learned earlier. A broken file is an empty book: everything in it is learned again."""
+        try:
+            document = json.loads((self.path / "peers.json").read_text())
+            return {
+                domain: [ParseDict(endpoint, feed_pb2.Endpoint()) for endpoint in endpoints]
+                for domain, endpoints in document.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            raise Misconfigured(f"{self.path}/peers.json is broken: {error}", "delete it; peers are met again") from error
+
+    def save_peers(self, book: Mapping[str, Iterable[feed_pb2.Endpoint]]) -> None:
+        document = {domain: [MessageToDict(endpoint) for endpoint in ends] for domain, ends in book.items()}
+        temporary = self.path / "peers.json.new"
+        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        temporary.replace(self.path / "peers.json")

@@ -1,0 +1,191 @@
+"""The mount process: names from the home's database, bytes from the holders, a folder for everybody else.
+
+It is a process of its own, started by `collective mount`, and outlives its coordinator: names are read from the
+database itself, tickets are asked of whoever holds the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from collective.core.address import FederatedAddress
+from collective.core.clock import Clock
+from collective.core.errors import CollectiveError, Misconfigured, NotFound, Unreachable
+from collective.core.observe import Observer
+from collective.daemon.client import ReadSide, open_read_side
+from collective.daemon.home import Home
+from collective.daemon.runtime import LogObserver, until_stopped
+from collective.mount import MountSettings
+from collective.mount.kernel import unmount as unmount_directory
+from collective.net.lane import LaneConnection
+from collective.wire import lane_pb2
+
+__all__ = ["MountOptions", "mount_in_background", "run_mounter", "unmount"]
+
+READY_SECONDS = 30.0
+STATISTICS_SECONDS = 1.0
+POLL_SECONDS = 0.5  # how often the database is looked at while no coordinator tells of changes
+EVENT_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """`directory` absolute; sizes in bytes."""
+
+    directory: Path
+    allow_other: bool = False
+    cache_bytes: int = 128 << 20
+    read_ahead_bytes: int = 32 << 20
+
+
+async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_descriptor: int = -1) -> None:
+    """Serve the mount until it is unmounted or told to stop. Raises: Misconfigured with what is missing.
+
+    `ready_descriptor`: a pipe that gets one line when the mount is there, or the reason why not.
+    """
+    from collective.mount.fuse import run_mount  # pyfuse3 is an expensive adapter that no other command loads
+
+    observer = LogObserver(sys.stderr)
+
+    def tell(line: str) -> None:
+        if ready_descriptor >= 0:
+            os.write(ready_descriptor, (line + "\n").encode())
+            os.close(ready_descriptor)
+
+    def on_ready() -> None:
+        record.write_text(json.dumps({"directory": str(options.directory), "pid": os.getpid()}) + "\n")
+        tell("ready")
+
+    home.mounts.mkdir(mode=0o700, exist_ok=True)
+    record = home.mounts / f"{os.getpid()}.json"
+    settings = MountSettings(
+        directory=options.directory,
+        allow_other=options.allow_other,
+        cache_bytes=options.cache_bytes,
+        read_ahead_bytes=options.read_ahead_bytes,
+    )
+    try:
+        async with open_read_side(home, clock, observer) as side, asyncio.TaskGroup() as group:
+            writing = group.create_task(_write_statistics(side, options, record))
+            with until_stopped() as stop:
+                serving = group.create_task(
+                    run_mount(side.reader, side.open, settings, observer, on_ready=on_ready,
+                              changes=_changes(side, observer)),
+                )  # fmt: skip
+                stopping = group.create_task(stop.wait())
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+                serving.cancel()
+                with suppress(asyncio.CancelledError):
+                    await serving
+            writing.cancel()
+    except BaseExceptionGroup as group_error:
+        first = _first_error(group_error)
+        if isinstance(first, CollectiveError) and ready_descriptor >= 0 and not record.exists():
+            tell(json.dumps({"message": first.message, "hint": first.hint}))
+        raise first from None
+    finally:
+        record.unlink(missing_ok=True)
+
+
+def _first_error(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _write_statistics(side: ReadSide, options: MountOptions, record: Path) -> None:
+    """Keep what the mount did beside its pid, for `status` and the curious."""
+    while True:
+        await asyncio.sleep(STATISTICS_SECONDS)
+        if record.exists():
+            document = {
+                "directory": str(options.directory),
+                "pid": os.getpid(),
+                "bytes_by_member": side.fetcher.bytes_by_member(),
+            }
+            temporary = record.with_suffix(".new")
+            temporary.write_text(json.dumps(document) + "\n")
+            temporary.replace(record)
+
+
+async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
+    """The change counter, each time it moved: told by the coordinator's lane, else seen in the database."""
+    counter = side.reader.change_counter()
+    lane: LaneConnection | None = None
+    while True:
+        try:
+            if lane is None or lane.is_closed:
+                lane = await _dial_own_coordinator(side)
+            request = lane_pb2.EventsRequest(after=counter).SerializeToString()
+            await lane.call(lane_pb2.LANE_EVENTS, request, timeout_seconds=EVENT_TIMEOUT_SECONDS)
+        except CollectiveError:
+            lane = None
+            await asyncio.sleep(POLL_SECONDS)
+        fresh = side.reader.change_counter()
+        if fresh != counter:
+            counter = fresh
+            side.refresh_trust()
+            yield counter
+
+
+async def _dial_own_coordinator(side: ReadSide) -> LaneConnection:
+    domain = side.credentials.identity.member_domain
+    for member in side.reader.members():
+        if member.domain == domain and member.card is not None:
+            for endpoint in member.card.endpoints:
+                return await side.dial(FederatedAddress("coord", domain), endpoint.lane)
+    raise Unreachable("this home's coordinator told no endpoint")
+
+
+def mount_in_background(home: Home, options: MountOptions) -> None:
+    """Start the mount process and return when the mount is there. Raises: Misconfigured with the reason why not."""
+    reading, writing = os.pipe()
+    home.path.mkdir(mode=0o700, exist_ok=True)
+    arguments = [
+        *(sys.executable, "-m", "collective.cli.main", "--home", str(home.path), "mount", str(options.directory)),
+        *("--foreground", "--ready-descriptor", str(writing)),
+        *("--vfs-cache-max-size", str(options.cache_bytes), "--vfs-read-ahead", str(options.read_ahead_bytes)),
+        *(("--allow-other",) if options.allow_other else ()),
+    ]
+    log_path = home.path / "mount.log"
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writing,),
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as pipe:
+        line = pipe.readline().decode().strip()
+    if line == "ready":
+        return
+    process.wait(READY_SECONDS)
+    if line:
+        told = json.loads(line)
+        raise Misconfigured(told["message"], told["hint"])
+    raise Misconfigured("the mount process ended before the mount was there", f"its log says why: {log_path}")
+
+
+def unmount(home: Home, directory: Path) -> None:
+    """Unmount and wait until the process is gone. Raises: NotFound when nothing is mounted there."""
+    pids = [row["pid"] for row in home.read_mounts() if row["directory"] == str(directory)]
+    if not os.path.ismount(directory) and not pids:
+        raise NotFound(f"nothing is mounted at {directory}")
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(int(str(pid)), signal.SIGTERM)
+    unmount_directory(directory)

@@ -1,0 +1,190 @@
+"""The status document: what `collective status --json` prints, made by the running coordinator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from collective.catalog import Catalog
+from collective.core.clock import Clock
+from collective.core.sizes import format_size
+from collective.identity import ComponentKind, Level, PeerIdentity
+from collective.net.rpc import Caller, Row
+from collective.transfer.nodes import NodeDirectory, NodeRecord
+from collective.transfer.repair import CopyMaker
+from collective.transfer.sync import PeerSync
+from collective.wire import control_pb2, feed_pb2
+
+__all__ = ["Finding", "StatusDesk", "status_rows"]
+
+CERTIFICATE_WARNING_SECONDS = 30 * 86400.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`severity` warning or error; `message` what is; `mend` the command or act that mends it."""
+
+    severity: str
+    message: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class StatusDesk:
+    """Answers `Control/Status`."""
+
+    catalog: Catalog
+    nodes: NodeDirectory
+    sync: PeerSync
+    copies: CopyMaker
+    clock: Clock
+    own: PeerIdentity
+    endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
+
+    async def status(self, caller: Caller, request: control_pb2.StatusRequest) -> control_pb2.StatusReply:
+        """A fresh look at the nodes, then everything as one JSON document."""
+        await self.nodes.refresh()
+        return control_pb2.StatusReply(json=json.dumps(self.document(request.connections)))
+
+    def document(self, connections: bool) -> dict[str, object]:
+        """The report as plain values; sizes in bytes, times in seconds."""
+        findings = [*self._node_findings(), *self._store_findings(), *self._peer_findings(), *self._own_findings()]
+        errors = any(finding.severity == "error" for finding in findings)
+        document: dict[str, object] = {
+            "health": "HEALTH_ERR" if errors else "HEALTH_WARN" if findings else "HEALTH_OK",
+            "findings": [finding.__dict__ for finding in findings],
+            "address": str(self.own.address),
+            "federation": self.own.federation_domain,
+            "nodes": [self._node(node) for node in self.nodes.all()],
+            "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
+            "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
+        }
+        if connections:
+            document["connections"] = [
+                {"peer": domain, "endpoint": state.endpoint, "connected": state.connected}
+                for domain, state in sorted(self.sync.states.items())
+            ]
+        return document
+
+    # ------------------------------------------------------------ parts of the document
+
+    def _node(self, node: NodeRecord) -> dict[str, object]:
+        status = node.status
+        row: dict[str, object] = {
+            "address": str(node.address),
+            "lane": node.lane_addresses,
+            "pledged_bytes": node.capacity_bytes,
+            "answers": status is not None,
+            "labels": node.labels,
+        }
+        if status is not None:
+            row |= {
+                "capacity_bytes": status.capacity_bytes,
+                "used_bytes": status.used_bytes,
+                "free_bytes": status.free_bytes,
+                "chunks": status.chunk_count,
+                "quarantined": status.quarantined_count,
+                "served_bytes": status.served_bytes,
+                "received_bytes": status.received_bytes,
+                "storage_path": status.storage_path,
+            }
+        return row
+
+    def _peer(self, domain: str) -> dict[str, object]:
+        state = self.sync.states[domain]
+        heard = self.clock.monotonic() - state.last_heard if state.last_heard else None
+        return {
+            "member": domain,
+            "connected": state.connected,
+            "caught_up": state.caught_up,
+            "endpoint": state.endpoint,
+            "heard_seconds_ago": heard,
+            "reason": state.reason,
+        }
+
+    def _store(self, store_id: bytes) -> dict[str, object]:
+        store = self.catalog.store(store_id)
+        files, size_bytes = self.catalog.usage(store_id)
+        below = self.catalog.versions_below_target(store_id)
+        return {
+            "path": store.path.decode(errors="replace"),
+            "owner": store.owner,
+            "strategy": feed_pb2.Strategy.Name(store.strategy).lower(),
+            "replicas": store.replicas,
+            "readable": store.readable,
+            "files": files,
+            "size_bytes": size_bytes,
+            "below_target": below,
+            "healthy": below == 0,
+        }
+
+    # ------------------------------------------------------------ findings
+
+    def _node_findings(self) -> Iterable[Finding]:
+        for node in self.nodes.all():
+            if node.status is None:
+                yield Finding("error", f"{node.address} does not answer", "look at its log; start it again")
+                continue
+            if node.status.quarantined_count:
+                yield Finding(
+                    "warning",
+                    f"{node.address} set {node.status.quarantined_count} broken chunks aside",
+                    f"look at {node.status.storage_path}/quarantine and at the disk's health",
+                )
+            if node.status.capacity_bytes < node.capacity_bytes:
+                yield Finding(
+                    "warning",
+                    f"{node.address} pledges {format_size(node.capacity_bytes)}, its disk has"
+                    f" {format_size(node.status.capacity_bytes)}",
+                    "lower --storage or give it a larger disk",
+                )
+            if node.status.free_bytes < node.status.capacity_bytes // 20:
+                yield Finding("warning", f"{node.address} is nearly full", "add storage or remove files")
+
+    def _store_findings(self) -> Iterable[Finding]:
+        for store in self.catalog.datastores():
+            if store.owner != self.own.member_domain:
+                continue
+            below = self.catalog.versions_below_target(store.feed_id)
+            if below:
+                reasons = "; ".join(f"{member}: {reason}" for member, reason in sorted(self.copies.reasons.items()))
+                yield Finding(
+                    "warning",
+                    f"{store.path.decode(errors='replace')}: {below} files have fewer than {store.replicas} copies",
+                    reasons or "copies are being made; add a member with room if this stays",
+                )
+
+    def _peer_findings(self) -> Iterable[Finding]:
+        for domain, state in sorted(self.sync.states.items()):
+            if not state.connected:
+                yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
+
+    def _own_findings(self) -> Iterable[Finding]:
+        for feed_id in self.catalog.doubtful_feeds():
+            yield Finding(
+                "error",
+                f"the database is older than what was told to others (feed {feed_id.hex()[:12]})",
+                "restore the newest catalog.db; nothing is written to that feed until then",
+            )
+        left = self.own.not_after - self.clock.wall()
+        if left < CERTIFICATE_WARNING_SECONDS:
+            yield Finding(
+                "warning",
+                f"the coordinator's certificate ends in {max(0, int(left // 86400))} days",
+                "collective federation ca sign-component --type coordinator --name coord",
+            )
+
+
+def status_rows(desk: StatusDesk) -> list[Row]:
+    """The dispatch rows of Control that this room answers."""
+    return [
+        Row(
+            method="/collective.v1.Control/Status",
+            kinds=frozenset({ComponentKind.CLIENT}),
+            local=True,
+            right="admin of this member",
+            level=Level.LOCAL,
+            handler=desk.status,
+        )
+    ]

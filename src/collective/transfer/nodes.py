@@ -1,0 +1,199 @@
+"""This member's own storage nodes as its coordinator sees them: where they are, tickets for them, calls to them.
+
+A node registers over gRPC with its own certificate; the coordinator then dials the node's lane when it needs it. The
+tickets it signs are the only policy a node ever sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from collective.core.address import FederatedAddress, parse_address
+from collective.core.clock import Clock
+from collective.core.errors import CollectiveError, Unreachable
+from collective.core.observe import Observer
+from collective.identity import mint_read_ticket, mint_upload_ticket
+from collective.net.lane import LaneConnection
+from collective.wire import control_pb2, feed_pb2, lane_pb2
+
+__all__ = ["NodeDirectory", "NodeRecord", "TicketOffice"]
+
+TICKET_SECONDS = 600.0  # long enough for a chunk on a thin line, short enough to forget
+CALL_TIMEOUT_SECONDS = 10.0
+PUSH_TIMEOUT_SECONDS = 900.0  # up to 512 chunks of 8 MiB over a thin line
+Dial = Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
+
+
+@dataclass(frozen=True)
+class TicketOffice:
+    """Signs tickets for this member's nodes. `policy_epoch` voids older ones when raised."""
+
+    member_domain: str
+    signing_key: Ed25519PrivateKey
+    clock: Clock
+    policy_epoch: int = 1
+
+    def read(self, bearer: str, layout_hash: bytes) -> tuple[bytes, int]:
+        """A ticket for the chunks of one layout, and when it ends (milliseconds since 1970)."""
+        expires = self._expires()
+        signed = mint_read_ticket(
+            self.signing_key,
+            issuer=self.member_domain,
+            bearer=bearer,
+            layout_hash=layout_hash,
+            expires_milliseconds=expires,
+            policy_epoch=self.policy_epoch,
+        )
+        return signed, expires
+
+    def upload(self, bearer: str, store_id: bytes, byte_limit: int) -> tuple[bytes, bytes]:
+        """A ticket to write up to `byte_limit` sealed bytes for one DataStore, and its upload id."""
+        upload_id = os.urandom(16)
+        signed = mint_upload_ticket(
+            self.signing_key,
+            issuer=self.member_domain,
+            bearer=bearer,
+            store_id=store_id,
+            upload_id=upload_id,
+            byte_limit=byte_limit,
+            expires_milliseconds=self._expires(),
+            policy_epoch=self.policy_epoch,
+        )
+        return signed, upload_id
+
+    def _expires(self) -> int:
+        return int((self.clock.wall() + TICKET_SECONDS) * 1000)
+
+
+@dataclass
+class NodeRecord:
+    """One registered node. `lane` is the open connection, when there is one."""
+
+    address: FederatedAddress
+    capacity_bytes: int
+    labels: dict[str, str]
+    endpoints: list[feed_pb2.Endpoint]
+    storage_path: str
+    lane: LaneConnection | None = None
+    status: lane_pb2.NodeStatusReply | None = None
+    gate: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def lane_addresses(self) -> list[str]:
+        return [endpoint.lane for endpoint in self.endpoints]
+
+    def location(self) -> control_pb2.NodeLocation:
+        return control_pb2.NodeLocation(address=str(self.address), lane_addresses=self.lane_addresses)
+
+
+class NodeDirectory:
+    """The member's nodes, and calls to them with one reconnect. Raises Unreachable when a node does not answer."""
+
+    def __init__(self, dial: Dial, observer: Observer) -> None:
+        self._dial = dial
+        self._observer = observer
+        self._nodes: dict[str, NodeRecord] = {}
+        self._registered = asyncio.Event()
+
+    def register(self, request: control_pb2.RegisterNodeRequest) -> NodeRecord:
+        """Take a node in, or take its new address; the old connection is dropped by the next call."""
+        address = parse_address(request.federated_address)
+        record = NodeRecord(
+            address, request.capacity, dict(request.labels), list(request.endpoints), request.storage_path
+        )
+        old = self._nodes.get(str(address))
+        if old is not None and old.lane_addresses == record.lane_addresses:
+            record.lane, record.status = old.lane, old.status
+        self._nodes[str(address)] = record
+        self._registered.set()
+        self._observer.event("nodes.registered", node=str(address), capacity_bytes=request.capacity)
+        return record
+
+    def all(self) -> list[NodeRecord]:
+        return list(self._nodes.values())
+
+    async def wait_registered(self, timeout_seconds: float) -> bool:
+        """True as soon as one node is registered, False when the time is over."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._registered.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def for_writing(self) -> NodeRecord:
+        """The node with the most free space, as far as known. Raises: Unreachable when there is none."""
+        if not self._nodes:
+            raise Unreachable(
+                "this home has no storage node", "start the coordinator with --storage SIZE, or a node beside it"
+            )
+        return max(self._nodes.values(), key=lambda node: node.status.free_bytes if node.status else node.capacity_bytes)
+
+    def locations(self) -> list[control_pb2.NodeLocation]:
+        return [node.location() for node in self._nodes.values()]
+
+    def cards(self) -> list[feed_pb2.NodeCard]:
+        """What the member's card says of its nodes."""
+        return [
+            feed_pb2.NodeCard(
+                address=str(node.address),
+                capacity_bytes=node.status.capacity_bytes if node.status else node.capacity_bytes,
+                labels=node.labels,
+                endpoints=node.endpoints,
+            )
+            for node in self._nodes.values()
+        ]
+
+    async def refresh(self) -> None:
+        """Ask every node how it is; a silent one keeps no status."""
+        for node in self.all():
+            try:
+                reply = await self.call(node, lane_pb2.LANE_NODE_STATUS, lane_pb2.NodeStatusRequest())
+                node.status = lane_pb2.NodeStatusReply.FromString(reply)
+            except CollectiveError as error:
+                node.status = None
+                self._observer.event("nodes.silent", node=str(node.address), reason=error.message)
+
+    async def push(self, node: NodeRecord, request: lane_pb2.PushRequest) -> lane_pb2.PushReply:
+        """Have a node send chunks to another member's node."""
+        reply = await self.call(node, lane_pb2.LANE_PUSH, request, timeout_seconds=PUSH_TIMEOUT_SECONDS)
+        return lane_pb2.PushReply.FromString(reply)
+
+    async def call(
+        self,
+        node: NodeRecord,
+        method: int,
+        request: lane_pb2.NodeStatusRequest | lane_pb2.PushRequest | lane_pb2.PolicyRequest | lane_pb2.KeepHeadRequest,
+        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+    ) -> bytes:
+        """One call on the node's lane; the reply's head."""
+        lane = await self._lane(node)
+        try:
+            return (await lane.call(method, request.SerializeToString(), timeout_seconds=timeout_seconds)).head
+        except Unreachable:
+            node.lane = None
+            raise
+
+    async def _lane(self, node: NodeRecord) -> LaneConnection:
+        async with node.gate:
+            if node.lane is not None and not node.lane.is_closed:
+                return node.lane
+            last: CollectiveError = Unreachable(f"{node.address} told no lane address")
+            for lane_address in node.lane_addresses:
+                try:
+                    node.lane = await self._dial(node.address, lane_address)
+                except CollectiveError as error:
+                    last = error
+                else:
+                    return node.lane
+            raise last
+
+    async def close(self) -> None:
+        for node in self.all():
+            if node.lane is not None:
+                await node.lane.close()

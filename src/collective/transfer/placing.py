@@ -1,0 +1,3 @@
+"""Who shall hold what: the catalogue's facts, handed to the pure ranking of `chunks.placement`."""
+
+from __future__ import annotations
