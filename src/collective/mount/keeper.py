@@ -1,0 +1,63 @@
+"""After each change of the names, has the kernel forget what it was told wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from collective.mount.changes import Stale, ToldNames
+from collective.mount.names import Names
+
+__all__ = ["follow_changes"]
+
+CHANGE_POLL_SECONDS = 0.5
+COMPARISONS_PER_TURN = 256  # between two turns of the event loop: about 10 ms
+
+
+async def follow_changes(
+    names: Names, told: ToldNames, note: Callable[[Stale], None], changes: AsyncIterator[object] | None
+) -> None:
+    """Runs until cancelled. `note` takes one thing back; it is called in a thread because it may wait for the kernel.
+
+    `changes` yields whenever the counter may have grown; without it the counter is asked twice a second. Cancelled
+    while a note is on its way, this waits for it.
+    """
+    seen = names.change_counter()
+    async for _ in changes or _regularly():
+        counter = names.change_counter()
+        if counter != seen:
+            seen = counter
+            await _take_back(told, note)
+
+
+async def _take_back(told: ToldNames, note: Callable[[Stale], None]) -> None:
+    batch: list[Stale] = []
+    for compared, stale in enumerate(told.stale(asyncio.get_running_loop().time()), start=1):
+        if stale is not None:
+            batch.append(stale)
+        if compared % COMPARISONS_PER_TURN == 0:
+            await _send(batch, note)
+            batch = []
+    await _send(batch, note)
+
+
+async def _send(batch: Sequence[Stale], note: Callable[[Stale], None]) -> None:
+    def send() -> None:
+        for stale in batch:
+            note(stale)
+
+    if not batch:
+        await asyncio.sleep(0)
+        return
+    sending = asyncio.ensure_future(asyncio.to_thread(send))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await sending
+        raise
+
+
+async def _regularly() -> AsyncIterator[None]:
+    while True:
+        await asyncio.sleep(CHANGE_POLL_SECONDS)
+        yield None
