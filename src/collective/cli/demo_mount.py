@@ -14,7 +14,7 @@ from pathlib import Path
 from collective.cli.demo_homes import DemoHome, end_group, plain_environment, wait_until
 from collective.core.errors import CollectiveError
 
-__all__ = ["DemoMount", "missing_for_mount", "timed_read"]
+__all__ = ["DemoMount", "is_mounted", "missing_for_mount", "timed_read"]
 
 CACHE_SIZE = "64MiB"  # far less than a film: what is read was fetched
 READ_BYTES = 1 << 20
@@ -56,6 +56,7 @@ class DemoMount:
 
     home: DemoHome
     directory: Path
+    options: tuple[str, ...] = ("--vfs-cache-max-size", CACHE_SIZE)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,7 +66,7 @@ class DemoMount:
     def start(self) -> None:
         """Mount, and wait until it is in the mount table. Raises: CollectiveError with the end of its log."""
         self.directory.mkdir(exist_ok=True)
-        words = ["mount", str(self.directory), "--foreground", "--read-only", "--vfs-cache-max-size", CACHE_SIZE]
+        words = ["mount", str(self.directory), "--foreground", "--read-only", *self.options]
         self.home.tell(*words)
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
