@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -24,6 +25,7 @@ COMMAND = (sys.executable, "-m", "collective.cli.main")
 START_SECONDS = 30.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
+_PORTS = [*range(20_000, 32_000, 3)]  # below the ports that the kernel gives to outgoing connections
 _KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
@@ -33,18 +35,16 @@ def plain_environment() -> dict[str, str]:
 
 
 def three_free_ports() -> int:
-    """The first of three free ports in a row on loopback (gRPC, lane, the node's lane)."""
-    for _ in range(200):
+    """The first of three free ports in a row on loopback (gRPC, lane, the node's lane); never the same ones twice."""
+    for first in random.sample(_PORTS, len(_PORTS)):
         with contextlib.ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
             try:
-                for step in (1, 2):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", port + step))
-            except (OSError, OverflowError):
+                for port in range(first, first + 3):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
                 continue
-            return port
+        _PORTS.remove(first)
+        return first
     raise Unreachable("there are no three free ports in a row on 127.0.0.1")
 
 
