@@ -34,6 +34,7 @@ from collective.core.sizes import format_size
 
 __all__ = ["demo"]
 
+PLAYER_LOG = "player.log"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -121,7 +122,10 @@ def _perform(
             stack.callback(player.stop)
             story.figure("Cold read of a second file", f"{speed:.0f} MB/s (unpaced, from another home, read only once)")
             watched = _watch(story, player, film, alice, bob, stop_instead)
-            return _judge(story, film, watched, speed, stop_instead)
+            report, failed = _judge(story, film, watched, speed, stop_instead)
+            if failed and (complaints := player.complaints()):
+                story.say(f"The player's log ends with: {complaints}")
+            return report, failed
         finally:
             story.act("Tidying up")
             _uninterrupted()
@@ -139,7 +143,7 @@ def _through_mount(story: Story, stack: ExitStack, carol: DemoHome, folder: Path
         raise CollectiveError(f"the mount gave {count} of {SAMPLE_BYTES} bytes of the sample")
     story.say(f"The mount keeps at most {CACHE_SIZE} in memory; the film is {format_size(film.size_bytes)}.")
     pace = pace_of(film.size_bytes, film.seconds)
-    return Player.of_file(str(mount.directory) + FILM_ADDRESS, pace), count / seconds / 1e6
+    return Player.of_file(str(mount.directory) + FILM_ADDRESS, pace, folder / PLAYER_LOG), count / seconds / 1e6
 
 
 def _through_client(carol: DemoHome, folder: Path, film: Film) -> tuple[Player, float]:
@@ -147,7 +151,7 @@ def _through_client(carol: DemoHome, folder: Path, film: Film) -> tuple[Player, 
     speed = float(carol.ask("get", SAMPLE_ADDRESS, str(folder / "sample.got"), tell=True)["mb_per_s"])
     carol.tell("get", FILM_ADDRESS, "-")
     words = carol.words("get", FILM_ADDRESS, "-", "--quiet")
-    return Player.of_command(words, pace_of(film.size_bytes, film.seconds)), speed
+    return Player.of_command(words, pace_of(film.size_bytes, film.seconds), folder / PLAYER_LOG), speed
 
 
 def _watch(story: Story, player: Player, film: Film, alice: DemoHome, bob: DemoHome, stop_instead: bool) -> Watched:

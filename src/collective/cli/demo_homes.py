@@ -25,7 +25,7 @@ COMMAND = (sys.executable, "-m", "collective.cli.main")
 START_SECONDS = 30.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
-_PORTS = [*range(20_000, 32_000, 3)]  # below the ports that the kernel gives to outgoing connections
+_PORTS: list[int] = [*range(20_000, 32_000, 3)]  # below the ports that the kernel gives to outgoing connections
 _KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 

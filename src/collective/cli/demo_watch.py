@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from collective.cli.demo_homes import DemoHome, end_group, plain_environment
 from collective.cli.demo_report import Playback
@@ -24,19 +25,20 @@ class Player:
     """The process that plays (`demo_player`) and, when the film comes through a pipe, the command that fetches it."""
 
     process: subprocess.Popen[bytes]
+    log: Path
     fetcher: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def of_file(cls, path: str, bytes_per_second: float) -> Player:
+    def of_file(cls, path: str, bytes_per_second: float, log: Path) -> Player:
         """Play a file of the mount."""
-        return cls(_start(_words(path, bytes_per_second), subprocess.DEVNULL))
+        return cls(_start(_words(path, bytes_per_second), subprocess.DEVNULL, log), log)
 
     @classmethod
-    def of_command(cls, words: list[str], bytes_per_second: float) -> Player:
+    def of_command(cls, words: list[str], bytes_per_second: float, log: Path) -> Player:
         """Play what a command writes to its stdout."""
-        fetcher = _start(words, subprocess.DEVNULL)
+        fetcher = _start(words, subprocess.DEVNULL, log)
         assert fetcher.stdout is not None
-        player = cls(_start(_words("-", bytes_per_second), fetcher.stdout.fileno()), fetcher)
+        player = cls(_start(_words("-", bytes_per_second), fetcher.stdout.fileno(), log), log, fetcher)
         fetcher.stdout.close()
         return player
 
@@ -49,7 +51,13 @@ class Player:
                 yield Playback(**document["done"])
                 return
             yield int(document["at"])
-        raise CollectiveError(f"the player ended before the film did (exit code {self.process.wait()})")
+        code = self.process.wait()
+        raise CollectiveError(f"the player ended before the film did (exit code {code}): {self.complaints()}")
+
+    def complaints(self) -> str:
+        """The last lines of what player, decoder and fetching command had to say on stderr; often nothing."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return " | ".join(lines[-4:])
 
     def stop(self) -> None:
         """End it, also in the middle of a read that hangs."""
@@ -111,6 +119,8 @@ def _words(source: str, bytes_per_second: float) -> list[str]:
     ]  # fmt: skip
 
 
-def _start(words: list[str], stdin: int) -> subprocess.Popen[bytes]:
-    environment = plain_environment()
-    return subprocess.Popen(words, env=environment, stdin=stdin, stdout=subprocess.PIPE, start_new_session=True)
+def _start(words: list[str], stdin: int, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            words, env=plain_environment(), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, start_new_session=True
+        )
