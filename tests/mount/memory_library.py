@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -41,6 +41,13 @@ class MemoryReference:
     store_id: bytes
     version_id: bytes
     size_bytes: int
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Give others the event loop until `condition()` holds; fails after ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (any condition at all, not one event)
+            await asyncio.sleep(0)
 
 
 def pattern_bytes(seed: int, size_bytes: int) -> bytes:

@@ -93,7 +93,7 @@ def clean_stale(directory: Path) -> bool:
     cleaned = False
     while (entry := find_mount(directory)) is not None and entry.kind == MOUNT_KIND:
         try:
-            os.stat(directory)
+            os.statvfs(directory)  # never answered from the kernel's memory, as a stat may be
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
                 return cleaned

@@ -70,9 +70,9 @@ class ReadAhead:
         stream = self._nearest(offset, end)
         if stream is None:
             stream = self._begin(offset, end, now)
-        else:
-            stream.proven += min(length, max(0, end - stream.frontier))
-            stream.frontier = max(stream.frontier, end)
+        elif end > stream.frontier:
+            stream.proven += min(length, end - stream.frontier)
+            stream.frontier = end
             stream.window = min(self._maximum_bytes, max(self._initial_bytes, stream.proven))
         stream.scheduled = max(stream.scheduled, stream.frontier)
         stream.seen = now

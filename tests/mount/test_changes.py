@@ -1,0 +1,47 @@
+"""What the kernel was told is taken back exactly when it is not true any more."""
+
+from __future__ import annotations
+
+from memory_library import ROOT_INO, MemoryNames
+
+from collective.mount.changes import Stale, ToldNames
+
+
+def stale(told: ToldNames, now: float) -> list[Stale]:
+    return [found for found in told.stale(now) if found is not None]
+
+
+def test_nothing_is_taken_back_while_all_is_true(names: MemoryNames) -> None:
+    ino = names.make_file(b"a", b"1")
+    told = ToldNames(names, 5.0)
+    told.tell(names.get(ino), 0.0, ROOT_INO, b"a")
+    assert stale(told, 1.0) == []
+
+
+def test_a_new_content_takes_back_the_inode_and_a_removal_the_entry(names: MemoryNames) -> None:
+    first, second = names.make_file(b"a", b"1"), names.make_file(b"b", b"2")
+    told = ToldNames(names, 5.0)
+    for ino, name in ((first, b"a"), (second, b"b")):
+        told.tell(names.get(ino), 0.0, ROOT_INO, name)
+    names.replace_content(first, b"111", version=2)
+    names.remove(b"b")
+    assert stale(told, 1.0) == [Stale(first), Stale(second), Stale(ROOT_INO, b"b")]
+    assert stale(told, 1.0) == []
+
+
+def test_a_folder_that_became_unreadable_is_taken_back(names: MemoryNames) -> None:
+    folder = names.make_directory(b"folder")
+    ino = names.make_file(b"a", b"1", folder)
+    told = ToldNames(names, 5.0)
+    told.tell(names.get(ino), 0.0, folder, b"a")
+    names.seal(folder)
+    assert stale(told, 1.0) == [Stale(folder, b"a")]
+
+
+def test_what_the_kernel_has_to_ask_again_anyway_is_forgotten(names: MemoryNames) -> None:
+    ino = names.make_file(b"a", b"1")
+    told = ToldNames(names, 5.0)
+    told.tell(names.get(ino), 0.0, ROOT_INO, b"a")
+    names.replace_content(ino, b"22", version=2)
+    assert stale(told, 6.0) == []
+    assert len(told) == 0
