@@ -26,7 +26,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 import pyfuse3.asyncio
 
-from collective.core.errors import CollectiveError, Misconfigured, codes_of
+from collective.core.errors import CollectiveError, Misconfigured, Unreachable, codes_of
 from collective.core.observe import SILENT, Observer
 from collective.mount.changes import Stale, ToldNames
 from collective.mount.device import DeviceWatch
@@ -209,7 +209,7 @@ async def run_mount(
             files = FileSystem(names, reader, told, now, space)
             _mount(_Operations(files, settings, observer), mountpoint, settings)
             try:
-                keeping = follow_changes(names, told, partial(_note, files, observer), changes)
+                keeping = follow_changes(names, told, partial(_note, files, observer), changes, observer)
                 await _serve(reader, mountpoint, settings, observer, keeping, on_ready)
             finally:
                 pyfuse3.close(unmount=True)
@@ -243,14 +243,15 @@ async def _serve(
     serving = asyncio.ensure_future(pyfuse3.main(min_tasks=IDLE_WORKERS, max_tasks=MAXIMUM_WORKERS))
     keeper = asyncio.ensure_future(keeping)
     try:
-        await asyncio.to_thread(os.stat, mountpoint.directory)
+        try:
+            await asyncio.to_thread(os.stat, mountpoint.directory)
+        except OSError as error:
+            raise Unreachable(f"{mountpoint.directory} is mounted but does not answer: {error.strerror}") from None
         problem = raise_read_ahead(mountpoint.directory, settings.kernel_read_ahead_bytes)
         observer.event("mount.ready", kernel_read_ahead=not problem, reason=problem)
         if on_ready is not None:
             on_ready()
-        await asyncio.wait({serving, keeper}, return_when=asyncio.FIRST_COMPLETED)
-        if keeper.done():
-            keeper.result()
+        await asyncio.wait({serving})
     finally:
         keeper.cancel()  # first, while requests are still answered: a note to the kernel may wait for one
         with contextlib.suppress(asyncio.CancelledError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from collective.core.observe import Observer
 from collective.mount.changes import Stale, ToldNames
 from collective.mount.names import Names
 
@@ -15,19 +16,29 @@ COMPARISONS_PER_TURN = 256  # between two turns of the event loop: about 10 ms
 
 
 async def follow_changes(
-    names: Names, told: ToldNames, note: Callable[[Stale], None], changes: AsyncIterator[object] | None
+    names: Names,
+    told: ToldNames,
+    note: Callable[[Stale], None],
+    changes: AsyncIterator[object] | None,
+    observer: Observer,
 ) -> None:
     """Runs until cancelled. `note` takes one thing back; it is called in a thread because it may wait for the kernel.
 
-    `changes` yields whenever the counter may have grown; without it the counter is asked twice a second. Cancelled
-    while a note is on its way, this waits for it.
+    `changes` yields whenever the counter may have grown; without it, and once it ended or failed, the counter is
+    asked twice a second. Nothing that goes wrong here ends the mount: what the kernel was told runs out by itself.
+    Cancelled while a note is on its way, this waits for it.
     """
     seen = names.change_counter()
-    async for _ in changes or _regularly():
-        counter = names.change_counter()
-        if counter != seen:
-            seen = counter
-            await _take_back(told, note)
+    while True:
+        try:
+            async for _ in changes or _regularly():
+                counter = names.change_counter()
+                if counter != seen:
+                    seen = counter
+                    await _take_back(told, note)
+        except Exception as failure:
+            observer.event("mount.changes_lost", kind=type(failure).__name__, reason=str(failure))
+        changes = None
 
 
 async def _take_back(told: ToldNames, note: Callable[[Stale], None]) -> None:
