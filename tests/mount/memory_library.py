@@ -21,13 +21,13 @@ class MemoryNode:
     ino: int
     mode: int
     size_bytes: int = 0
-    nlink: int = 1
+    link_count: int = 1
     uid: int = 0
     gid: int = 0
     rdev: int = 0
-    mtime_nanoseconds: int = MTIME
-    ctime_nanoseconds: int = MTIME
-    atime_nanoseconds: int = MTIME
+    mtime_ns: int = MTIME
+    ctime_ns: int = MTIME
+    atime_ns: int = MTIME
     symlink_target: bytes = b""
 
 
@@ -63,7 +63,7 @@ class MemoryNames:
     """Directories, files and links; `seal` makes a directory one whose key has not arrived."""
 
     def __init__(self) -> None:
-        self._nodes: dict[int, MemoryNode] = {ROOT_INO: MemoryNode(ROOT_INO, stat.S_IFDIR | 0o755, nlink=2)}
+        self._nodes: dict[int, MemoryNode] = {ROOT_INO: MemoryNode(ROOT_INO, stat.S_IFDIR | 0o755, link_count=2)}
         self._children: dict[int, dict[bytes, int]] = {ROOT_INO: {}}
         self._contents: dict[int, MemoryInline | MemoryReference] = {}
         self._sealed: set[int] = set()
@@ -106,7 +106,7 @@ class MemoryNames:
     # what tests do
 
     def make_directory(self, name: bytes, parent: int = ROOT_INO) -> int:
-        return self._add(name, parent, MemoryNode(self._next_ino(), stat.S_IFDIR | 0o755, nlink=2))
+        return self._add(name, parent, MemoryNode(self._next_ino(), stat.S_IFDIR | 0o755, link_count=2))
 
     def make_link(self, name: bytes, target: bytes, parent: int = ROOT_INO) -> int:
         node = MemoryNode(self._next_ino(), stat.S_IFLNK | 0o777, len(target), symlink_target=target)
@@ -120,7 +120,7 @@ class MemoryNames:
     def replace_content(self, ino: int, data: bytes, version: int) -> None:
         self._set_content(ino, data, version)
         node = self._nodes[ino]
-        self._nodes[ino] = replace(node, size_bytes=len(data), mtime_nanoseconds=node.mtime_nanoseconds + version)
+        self._nodes[ino] = replace(node, size_bytes=len(data), mtime_ns=node.mtime_ns + version)
         self._counter += 1
 
     def remove(self, name: bytes, parent: int = ROOT_INO) -> None:

@@ -89,7 +89,7 @@ class FileSystem:
         node = self._names.get(self._ino(kernel_ino))
         if not stat.S_ISLNK(node.mode):
             raise OSError(errno.EINVAL, "not a symbolic link")
-        return node.symlink_target
+        return node.symlink_target or b""
 
     def space(self) -> Space:
         return self._space()

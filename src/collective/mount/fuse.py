@@ -162,16 +162,16 @@ class _Operations(pyfuse3.Operations):
         found.st_ino = self._files.kernel_ino(node.ino)
         found.entry_timeout = found.attr_timeout = self._settings.names_timeout_seconds
         found.st_mode = node.mode
-        found.st_nlink = node.nlink
+        found.st_nlink = node.link_count
         found.st_uid = node.uid if self._settings.uid is None else self._settings.uid
         found.st_gid = node.gid if self._settings.gid is None else self._settings.gid
         found.st_rdev = node.rdev
         found.st_size = node.size_bytes
         found.st_blksize = READ_BLOCK_BYTES
         found.st_blocks = -(-node.size_bytes // 512)
-        found.st_mtime_ns = node.mtime_nanoseconds
-        found.st_ctime_ns = node.ctime_nanoseconds
-        found.st_atime_ns = node.atime_nanoseconds
+        found.st_mtime_ns = node.mtime_ns
+        found.st_ctime_ns = node.ctime_ns
+        found.st_atime_ns = node.atime_ns
         return found
 
 

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from collective.core.layout import VersionLayout
 
-__all__ = ["ContentReference", "InlineContent", "Names", "Node", "OpenSource", "Source", "is_directory", "is_file"]
+__all__ = ["ContentReference", "InlineContent", "Names", "Node", "OpenSource", "Source", "is_directory"]
 
 
 class Node(Protocol):
-    """One inode. `mode` carries the type bits; times are nanoseconds since 1970; `symlink_target` is empty unless
-    it is a symbolic link. Two nodes are equal when nothing about the inode changed."""
+    """One inode. `mode` carries the type bits; times are nanoseconds since 1970; `symlink_target` is empty or
+    None unless it is a symbolic link. Two nodes are equal when nothing about the inode changed."""
 
     @property
     def ino(self) -> int: ...
     @property
     def mode(self) -> int: ...
     @property
-    def nlink(self) -> int: ...
+    def link_count(self) -> int: ...
     @property
     def uid(self) -> int: ...
     @property
@@ -34,13 +34,13 @@ class Node(Protocol):
     @property
     def size_bytes(self) -> int: ...
     @property
-    def mtime_nanoseconds(self) -> int: ...
+    def mtime_ns(self) -> int: ...
     @property
-    def ctime_nanoseconds(self) -> int: ...
+    def ctime_ns(self) -> int: ...
     @property
-    def atime_nanoseconds(self) -> int: ...
+    def atime_ns(self) -> int: ...
     @property
-    def symlink_target(self) -> bytes: ...
+    def symlink_target(self) -> bytes | None: ...
 
 
 @runtime_checkable
@@ -79,7 +79,9 @@ class Names(Protocol):
         """The next `limit` children by name, after the name `after`; fewer than `limit` means the end."""
         ...
 
-    def content(self, node: Node) -> InlineContent | ContentReference: ...
+    def content(self, node: Any) -> InlineContent | ContentReference:
+        """The content of a file; `node` is one that these names gave out."""
+        ...
 
     def change_counter(self) -> int:
         """Grows with every change to any name or attribute."""
@@ -100,12 +102,8 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
-OpenSource = Callable[[ContentReference], Awaitable[Source]]
+OpenSource = Callable[[Any], Awaitable[Source]]  # takes a reference that the names gave out
 
 
 def is_directory(node: Node) -> bool:
     return stat.S_ISDIR(node.mode)
-
-
-def is_file(node: Node) -> bool:
-    return stat.S_ISREG(node.mode)
