@@ -1,0 +1,37 @@
+"""What the federation knows, as one home has it: feeds, the tree, members, grants, placements. The only SQL.
+
+*Entry*: one signed link of a *feed*; its name is (epoch, seq, hash). *Root feed*: who is a member. *Member feed*: a
+member's card, DataStores, grants, wrapped keys, holding statements. *Store feed*: a DataStore's layouts, and sealed,
+its tree. *Position*: an entry's name. *Head*: the newest entry's. *Wrap*: a DataStore key sealed to a member's card.
+*Holding*: a member's word that what was placed on it is there.
+"""
+
+from collective.catalog.catalog import Catalog
+from collective.catalog.entry import key_name_of, member_feed_id, root_feed_id
+from collective.catalog.feed import Fork, Gap
+from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
+from collective.catalog.ledger import OwnKeys
+from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.permissions import Verdict
+from collective.catalog.reader import Reader
+from collective.wire.feed_pb2 import Position
+
+__all__ = [
+    "Catalog",
+    "DataStore",
+    "FolderHeadKeeper",
+    "Fork",
+    "Gap",
+    "HeadKeeper",
+    "Inline",
+    "Member",
+    "Node",
+    "OwnKeys",
+    "Position",
+    "Reader",
+    "Verdict",
+    "VersionReference",
+    "key_name_of",
+    "member_feed_id",
+    "root_feed_id",
+]

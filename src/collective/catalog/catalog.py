@@ -1,0 +1,65 @@
+"""The catalogue: everything one home knows of the federation, with the changes that its people may ask for.
+
+`Reader` asks, `Ledger` appends and receives entries, this adds what is done with them. Each method is one
+transaction; Raises lists stand with the functions that do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from collective.catalog import commands, datastores, placements
+from collective.catalog.ledger import Ledger
+from collective.catalog.models import DataStore
+from collective.wire import control_pb2, feed_pb2
+
+__all__ = ["Catalog"]
+
+
+class Catalog(Ledger):
+    """One home's catalogue, with the right to change it. One process at a time."""
+
+    def create_datastore(self, path: bytes, strategy: int, replicas: int, metadata: Mapping[str, str]) -> DataStore:
+        return datastores.create_datastore(self, path, strategy, replicas, dict(metadata))
+
+    def grant(
+        self, path: bytes, rights: list[int], subject: str, *, valid_until: int = 0, granted_by: str = ""
+    ) -> feed_pb2.Grant:
+        return datastores.grant(self, path, rights, subject, valid_until=valid_until, granted_by=granted_by)
+
+    def tend(self, now: float) -> bool:
+        """Background care; whether anything changed. `now` in seconds since 1970."""
+        changed = datastores.tend(self, now)
+        if self.own_is_admitted() and not self.is_doubtful():
+            changed = placements.restate_holdings(self) or changed
+        return changed
+
+    def put_file(self, id_: feed_pb2.OperationId, request: control_pb2.PutFile, actor: str) -> feed_pb2.Position:
+        return commands.put_file(self, id_, request, actor)
+
+    def remove_path(self, id_: feed_pb2.OperationId, request: control_pb2.RemovePath, actor: str) -> feed_pb2.Position:
+        return commands.remove_path(self, id_, request, actor)
+
+    def move_path(self, id_: feed_pb2.OperationId, request: control_pb2.MovePath, actor: str) -> feed_pb2.Position:
+        return commands.move_path(self, id_, request, actor)
+
+    def make_directory(
+        self, id_: feed_pb2.OperationId, request: control_pb2.MakeDirectory, actor: str
+    ) -> feed_pb2.Position:
+        return commands.make_directory(self, id_, request, actor)
+
+    def put_pages(self, pages: Mapping[bytes, bytes]) -> None:
+        """Keep pages under their names; the caller has checked the names."""
+        placements.put_pages(self, dict(pages))
+
+    def hold(self, store_id: bytes, versions: list[bytes]) -> None:
+        """State that versions placed on this home are all here."""
+        placements.hold(self, store_id, versions)
+
+    def copies_missing(self) -> list[tuple[bytes, bytes, str]]:
+        """(store, version, member) that own DataStores still need."""
+        return placements.copies_missing(self)
+
+    def versions_below_target(self, store_id: bytes) -> int:
+        """Live versions with fewer copies than asked for."""
+        return placements.versions_below_target(self, store_id)
