@@ -115,6 +115,16 @@ class TrustStore:
         """Call back after every change; used to cut connections that are no longer trusted."""
         self._subscribers.append(callback)
 
+    def unsubscribe(self, callback: Callable[[], None]) -> None:
+        """Call back no more; doing so twice is fine."""
+        if callback in self._subscribers:
+            self._subscribers.remove(callback)
+
+    def is_removed(self, domain: str) -> bool:
+        """Whether a member was removed."""
+        with self._lock:
+            return domain in self._removed
+
     def members(self) -> list[str]:
         """Domains whose CA is known."""
         with self._lock:
