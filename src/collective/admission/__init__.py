@@ -5,11 +5,12 @@ keys never leave it; a *bundle* answers it with the root certificate, the signed
 admission and where the issuer can be reached. Nothing here opens a socket.
 """
 
-from collective.admission.byhand import admission_rows, join_with_bundle, make_join_request
+from collective.admission.byhand import AdmissionDesk, admission_rows, join_with_bundle, make_join_request
 from collective.admission.found import found_federation
 from collective.admission.household import Household, furnish, open_household
 
 __all__ = [
+    "AdmissionDesk",
     "Household",
     "admission_rows",
     "found_federation",

@@ -155,6 +155,7 @@ def admission_rows(desk: AdmissionDesk) -> list[Row]:
             right="admin of the root holder's member",
             level=Level.LOCAL,
             handler=desk.bundle,
+            capability="admin",
         )
     ]
 

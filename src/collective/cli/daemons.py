@@ -16,7 +16,7 @@ from collective.daemon.coordinator import CoordinatorSettings, run_coordinator
 from collective.daemon.home import Home
 from collective.daemon.node import NodeSettings, run_node
 from collective.daemon.runtime import LogObserver, SystemClock, die_with_parent, raise_memory_thresholds, until_stopped
-from collective.net.endpoints import host_and_port
+from collective.net.endpoints import parse_host_port
 
 __all__ = ["coordinator", "node"]
 
@@ -66,7 +66,9 @@ async def _coordinate(home: Home, settings: CoordinatorSettings, debug: bool) ->
 @click.command()
 @click.option("--config", "config_file", type=click.Path(path_type=Path, exists=True), help="The plan's JSON file.")
 @click.option("--name", default="", help="The node's name (default: from the config, else node-01).")
-@click.option("--coordinator", "coordinator_endpoint", default="", metavar="HOST:PORT", help="Its coordinator's gRPC port.")
+@click.option(
+    "--coordinator", "coordinator_endpoint", default="", metavar="HOST:PORT", help="Its coordinator's gRPC port."
+)
 @click.option("--storage", default="", metavar="SIZE", help="How much it may hold.")
 @click.option("--storage-path", default="", help="Where its chunks lie.")
 @click.option("--lane", default="", metavar="HOST:PORT", help="Its lane port (default 127.0.0.1:8003).")
@@ -120,5 +122,5 @@ async def _serve_node(home: Home, settings: NodeSettings) -> None:
 
 def _next_port(address: str, step: int) -> str:
     """The port `step` above, or a free one when the first is free too."""
-    host, port = host_and_port(address)
+    host, port = parse_host_port(address)
     return f"{host}:{port + step if port else 0}"

@@ -92,8 +92,7 @@ def _tell_put(result: PutResult, address: str, as_json: bool) -> None:
         return
     click.echo(
         f"Stored {result.files} file{'s' if result.files != 1 else ''}, {format_size(result.bytes)} at {rate:.0f} MB/s;"
-        f" level {result.level}"
-        + (f", held by {', '.join(result.holders)}" if result.holders else "")
+        f" level {result.level}" + (f", held by {', '.join(result.holders)}" if result.holders else "")
     )
     if result.sent_bytes < result.bytes:
         click.echo(f"  {format_size(result.bytes - result.sent_bytes)} were there already and not sent again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -73,12 +74,12 @@ def init(
     click.echo(f"Next: collective --home {home.path} coordinator --federation --storage 1TB")
 
 
-async def _make_datastores(home: Home, wanted: list[tuple[bytes, int, int]]) -> None:
+async def _make_datastores(home: Home, wanted: Sequence[tuple[bytes, feed_pb2.Strategy.ValueType, int]]) -> None:
     if not wanted:
         return
     async with open_control(home, SystemClock()) as control:
         for path, strategy, replicas in wanted:
-            request = control_pb2.CreateDataStoreRequest(path=path, strategy=strategy, replicas=replicas)  # type: ignore[arg-type]
+            request = control_pb2.CreateDataStoreRequest(path=path, strategy=strategy, replicas=replicas)
             await control.call("CreateDataStore", request, control_pb2.DataStoreReply)
 
 
@@ -144,15 +145,11 @@ def join(
     _make_home(home)
     clock = SystemClock()
     with home.locked():
-        household, read = join_with_bundle(
-            home.identity, raw, reachable, clock.wall(), home.catalog_opener(clock)
-        )
+        household, read = join_with_bundle(home.identity, raw, reachable, clock.wall(), home.catalog_opener(clock))
         _save_config(home, read.federation_domain, read.member_domain, reachable, read.issuer_domain)
         home.save_peers({read.issuer_domain: list(read.issuer_endpoints)})
     if as_json:
-        print_json(
-            {"federation": read.federation_domain, "member": read.member_domain, "home": str(home.path)}
-        )
+        print_json({"federation": read.federation_domain, "member": read.member_domain, "home": str(home.path)})
         return
     click.echo(f"This home is {member_identity(household.member_domain)} of {read.federation_domain} now.")
     click.echo(f"Next: collective --home {home.path} coordinator --federation --storage 1TB")
@@ -169,7 +166,7 @@ def members(context: click.Context, as_json: bool) -> None:
         return
     for row in rows:
         removed = "  removed" if row["removed"] else ""
-        click.echo(f"{row['member']}  {row['domain']}  {' '.join(row['endpoints'])}{removed}")  # type: ignore[arg-type]
+        click.echo(f"{row['member']}  {row['domain']}  {' '.join(row['endpoints'])}{removed}")
 
 
 def _make_home(home: Home) -> None:
@@ -208,4 +205,3 @@ def _read(path: Path) -> bytes:
         raise NotFound(f"there is no file {path}") from None
     except OSError as error:
         raise Misconfigured(f"cannot read {path}: {error.strerror}") from error
-

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from collective.cli.words import home_of, json_option, print_json, start
-from collective.core.address import parse_address
 from collective.core.sizes import format_size
 from collective.daemon.client import ping_member
 from collective.daemon.control import open_control
@@ -67,7 +66,9 @@ def _node_line(node: dict[str, Any]) -> str:
 def _store_line(store: dict[str, Any]) -> str:
     if not store["readable"]:
         return f"  {store['path']}@{store['owner']}  not readable from here (no READ grant, or its key is on the way)"
-    copies = "all copies there" if store["healthy"] else f"{store['below_target']} files below {store['replicas']} copies"
+    copies = (
+        "all copies there" if store["healthy"] else f"{store['below_target']} files below {store['replicas']} copies"
+    )
     return f"  {store['path']}@{store['owner']}  {store['files']} files, {format_size(store['size_bytes'])}, {copies}"
 
 
@@ -78,13 +79,12 @@ def _store_line(store: dict[str, Any]) -> str:
 @click.pass_context
 def ping(context: click.Context, member: str, count: int, as_json: bool) -> None:
     """Reach another member's coordinator (bob.media.collective or bob@media.collective)."""
-    domain = member if "@" not in member else parse_address(member).domain
     times = []
     for _ in range(count):
         began = time.monotonic()
-        address = start(ping_member(home_of(context), member if "@" in member else domain, SystemClock()))
+        address = start(ping_member(home_of(context), member, SystemClock()))
         times.append((time.monotonic() - began) * 1000)
         if not as_json:
             click.echo(f"{address} answered in {times[-1]:.1f} ms (with connecting)")
     if as_json:
-        print_json({"member": domain, "milliseconds": times})
+        print_json({"member": member, "milliseconds": times})

@@ -17,7 +17,16 @@ from collective.daemon.home import Home
 from collective.daemon.runtime import run
 from collective.wire import feed_pb2
 
-__all__ = ["endpoint_option", "home_of", "json_option", "note", "parse_endpoint", "path_and_owner", "print_json", "start"]
+__all__ = [
+    "endpoint_option",
+    "home_of",
+    "json_option",
+    "note",
+    "parse_endpoint",
+    "path_and_owner",
+    "print_json",
+    "start",
+]
 
 Result = TypeVar("Result")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -11,22 +11,24 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from collective.catalog import Reader, VersionReference
-from collective.core.address import FederatedAddress, member_identity
+from collective.core.address import FederatedAddress, member_domain, member_identity, parse_address
 from collective.core.clock import Clock
-from collective.core.errors import Misconfigured
+from collective.core.errors import CollectiveError, Misconfigured, Unreachable
 from collective.core.observe import SILENT, Observer
 from collective.daemon.home import Home
 from collective.identity import Credentials, Level, TrustStore
 from collective.net.channels import Channels
-from collective.net.endpoints import host_and_port
+from collective.net.endpoints import parse_host_port
 from collective.net.lane import LaneConnection, connect_lane
 from collective.transfer.fetch import Fetcher, VersionSource
 from collective.transfer.peers import PeerBook
 from collective.transfer.tickets import RpcTicketProvider
+from collective.wire import control_pb2
 
-__all__ = ["ReadSide", "open_read_side", "read_members"]
+__all__ = ["ReadSide", "known_domains", "open_read_side", "ping_member", "read_members"]
 
 DIAL_TIMEOUT_SECONDS = 3.0
+PING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ReadSide:
     channels: Channels
     credentials: Credentials
     fetcher: Fetcher
+    clock: Clock
 
     def refresh_trust(self) -> None:
         """Take over who is a member now."""
@@ -52,12 +55,13 @@ class ReadSide:
         return await self.fetcher.open(reference)
 
     async def dial(self, address: FederatedAddress, lane_address: str) -> LaneConnection:
-        host, port = host_and_port(lane_address)
+        host, port = parse_host_port(lane_address)
         return await connect_lane(
             host,
             port,
             credentials=self.credentials,
             trust=self.trust,
+            clock=self.clock,
             expected=address,
             level=Level.FEDERATED,
             timeout_seconds=DIAL_TIMEOUT_SECONDS,
@@ -91,7 +95,7 @@ async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) 
         clock=clock,
         observer=observer,
     )
-    side = ReadSide(reader, trust, channels, credentials, fetcher)
+    side = ReadSide(reader, trust, channels, credentials, fetcher, clock)
     side.refresh_trust()
     try:
         yield side
@@ -118,3 +122,41 @@ def read_members(home: Home) -> list[dict[str, object]]:
         ]
     finally:
         reader.close()
+
+
+def known_domains(home: Home) -> set[str]:
+    """The member domains that this home knows; whatever else follows an @ is part of a name."""
+    if not home.database.exists():
+        raise Misconfigured(
+            f"there is no home at {home.path}",
+            "make one with `collective federation init` or `federation join`, or name it with --home",
+        )
+    return {str(row["domain"]) for row in read_members(home)}
+
+
+async def ping_member(home: Home, member: str, clock: Clock) -> str:
+    """Reach another member's coordinator once; its address. Raises: Unreachable, Refused."""
+    async with open_read_side(home, clock) as side:
+        known = {str(row["domain"]) for row in read_members(home)}
+        domain = member if "@" not in member else parse_address(member).domain
+        if "@" in member and domain not in known:
+            domain = member_domain(member)
+        book = PeerBook(side.reader, home.saved_peers(), lambda book: None)
+        error: CollectiveError = Unreachable(
+            f"nobody told where {domain} can be reached", "is it a member? see `federation members`"
+        )
+        for endpoint in book.endpoints(domain):
+            try:
+                reply = await side.channels.unary(
+                    FederatedAddress("coord", domain),
+                    endpoint.grpc,
+                    "/collective.v1.Federation/Ping",
+                    control_pb2.PingRequest(payload=b"ping"),
+                    control_pb2.PingReply,
+                    PING_SECONDS,
+                )
+            except CollectiveError as failure:
+                error = failure
+            else:
+                return reply.federated_address
+        raise error

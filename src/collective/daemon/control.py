@@ -105,5 +105,3 @@ async def open_control(home: Home, clock: Clock, *, need_running: bool = False) 
             yield _Local(parts)
         finally:
             await parts.close()
-
-

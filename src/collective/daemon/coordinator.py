@@ -21,9 +21,9 @@ from collective.daemon.home import Home
 from collective.daemon.runtime import Writer, ready
 from collective.daemon.supervise import NodeChild
 from collective.health import StatusDesk, status_rows
-from collective.identity import ComponentKind, Level, TrustStore, load_certificate
+from collective.identity import Level, TrustStore, load_certificate
 from collective.net.channels import Channels
-from collective.net.endpoints import host_and_port
+from collective.net.endpoints import parse_host_port
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
 from collective.net.rpc import Row, RpcServer
 from collective.transfer.commands import CommandDesk, control_rows
@@ -114,12 +114,13 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     ]
 
     async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
-        host, port = host_and_port(lane_address)
+        host, port = parse_host_port(lane_address)
         return await connect_lane(
             host,
             port,
             credentials=household.coordinator,
             trust=trust,
+            clock=clock,
             expected=address,
             level=Level.LOCAL,
             timeout_seconds=DIAL_TIMEOUT_SECONDS,
@@ -148,6 +149,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
 
     async def after_receive() -> None:
         parts.refresh_trust()
+
+    def after_change() -> None:
+        parts.refresh_trust()
+        bell.ring()
 
     pledge = settings.storage_bytes if settings else config.coordinator.storage_capacity
     copy_desk = CopyDesk(catalog, nodes, tickets, bell, observer, own.member_domain, pledge, writer)
@@ -199,7 +204,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         endpoints=lambda: endpoints,
         clock=clock,
         write=writer,
-        after_change=lambda: (parts.refresh_trust(), bell.ring()),
+        after_change=after_change,
     )
     status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints)
     rows = [
@@ -226,13 +231,19 @@ async def run_coordinator(
         for warning in unbuilt_keys(parts.config):
             observer.event("config.warning", message=warning)
         server = RpcServer(parts.rows, parts.trust, parts.household.coordinator, clock, observer)
-        lane = LaneServer(parts.household.coordinator, parts.trust, event_handlers(parts.bell, parts.household.member_domain), level=Level.FEDERATED)
+        lane = LaneServer(
+            parts.household.coordinator,
+            parts.trust,
+            event_handlers(parts.bell, parts.household.member_domain),
+            clock=clock,
+            observer=observer,
+        )
         try:
             grpc_port = await server.start(settings.listen)
-            lane_host, lane_port = host_and_port(settings.lane)
+            lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
             await server.start_unix(home.socket)
-            await _serve(parts, settings, f"{host_and_port(settings.listen)[0]}:{grpc_port}", stop)
+            await _serve(parts, settings, f"{parse_host_port(settings.listen)[0]}:{grpc_port}", stop)
         finally:
             await server.stop(STOP_GRACE_SECONDS)
             await lane.stop()
@@ -320,16 +331,15 @@ def _fresh_id(parts: Parts) -> feed_pb2.OperationId:
 
 
 async def _make_configured_datastores(parts: Parts) -> None:
+    """Make the DataStores of the configuration that are not there yet."""
     existing = {store.path for store in parts.catalog.datastores() if store.owner == parts.household.member_domain}
     for wanted in parts.config.datastores:
-        path = wanted.path.encode()
-        if path not in existing:
-            strategy = feed_pb2.Strategy.Value(wanted.strategy.upper()) if wanted.strategy else 0
-            await parts.writer(
-                lambda path=path, strategy=strategy, wanted=wanted: parts.catalog.create_datastore(
-                    path, strategy, wanted.replicas, {}
-                )
-            )
+        if wanted.path.encode() in existing:
+            continue
+        strategy = feed_pb2.Strategy.Value(wanted.strategy.upper()) if wanted.strategy else 0
+
+        def make(path: bytes = wanted.path.encode(), strategy: int = strategy, copies: int = wanted.replicas) -> None:
+            parts.catalog.create_datastore(path, strategy, copies, {})
+
+        await parts.writer(make)
     parts.bell.ring()
-
-

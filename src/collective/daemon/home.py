@@ -100,7 +100,7 @@ class Home:
         """How this home's catalogue is opened for writing; the lock must be held."""
 
         def open_catalog(household: Household, root: x509.Certificate) -> Catalog:
-            return Catalog.open(
+            return Catalog(
                 self.database,
                 federation_domain=federation_domain or household.coordinator.identity.federation_domain,
                 root_certificate=root,
@@ -136,7 +136,9 @@ class Home:
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError) as error:
-            raise Misconfigured(f"{self.path}/peers.json is broken: {error}", "delete it; peers are met again") from error
+            raise Misconfigured(
+                f"{self.path}/peers.json is broken: {error}", "delete it; peers are met again"
+            ) from error
 
     def save_peers(self, book: Mapping[str, Iterable[feed_pb2.Endpoint]]) -> None:
         document = {domain: [MessageToDict(endpoint) for endpoint in ends] for domain, ends in book.items()}

@@ -25,7 +25,7 @@ from collective.daemon.client import ReadSide, open_read_side
 from collective.daemon.home import Home
 from collective.daemon.runtime import LogObserver, until_stopped
 from collective.mount import MountSettings
-from collective.mount.kernel import unmount as unmount_directory
+from collective.mount import unmount as unmount_directory
 from collective.net.lane import LaneConnection
 from collective.wire import lane_pb2
 
@@ -68,9 +68,9 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
     home.mounts.mkdir(mode=0o700, exist_ok=True)
     record = home.mounts / f"{os.getpid()}.json"
     settings = MountSettings(
-        directory=options.directory,
+        mountpoint=options.directory,
         allow_other=options.allow_other,
-        cache_bytes=options.cache_bytes,
+        cache_size_bytes=options.cache_bytes,
         read_ahead_bytes=options.read_ahead_bytes,
     )
     try:

@@ -44,9 +44,7 @@ async def move_path(home: Home, source: bytes, destination: bytes, owner: str, c
 async def make_directory(home: Home, path: bytes, owner: str, parents: bool, clock: Clock) -> None:
     """Make a folder."""
     request = new_commit()
-    request.make_directory.CopyFrom(
-        control_pb2.MakeDirectory(path=path, owner=owner, mode=0o755, parents=parents)
-    )
+    request.make_directory.CopyFrom(control_pb2.MakeDirectory(path=path, owner=owner, mode=0o755, parents=parents))
     await _commit(home, request, clock)
 
 

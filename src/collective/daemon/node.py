@@ -16,11 +16,11 @@ from collective.core.errors import CollectiveError, Corrupt
 from collective.core.observe import Observer
 from collective.daemon.home import Home
 from collective.daemon.runtime import ready
-from collective.identity import Credentials, Level, TrustStore
+from collective.identity import Credentials, TrustStore
 from collective.net.channels import Channels
-from collective.net.endpoints import host_and_port
-from collective.net.lane import LaneServer
-from collective.transfer.serve_node import NodePolicy, node_handlers
+from collective.net.endpoints import parse_host_port
+from collective.net.lane import LaneConnection, LaneServer, connect_lane
+from collective.transfer.serve_node import NodeDesk, NodePolicy, node_handlers
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["NodeSettings", "run_node"]
@@ -44,9 +44,7 @@ class NodeSettings:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-async def run_node(
-    home: Home, settings: NodeSettings, clock: Clock, observer: Observer, stop: asyncio.Event
-) -> None:
+async def run_node(home: Home, settings: NodeSettings, clock: Clock, observer: Observer, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises: Misconfigured (home, disk, port)."""
     credentials = Credentials.load(home.identity, settings.name)
     own = credentials.identity
@@ -55,12 +53,17 @@ async def run_node(
     store = await _open_store(home, settings)
     policy = NodePolicy(member_domain=own.member_domain)
     channels = Channels(credentials, trust, clock)
-    handlers = node_handlers(
-        store=store, policy=policy, credentials=credentials, trust=trust, clock=clock, observer=observer
-    )
-    lane = LaneServer(credentials, trust, handlers, level=Level.FEDERATED)
+
+    async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
+        lane_host, lane_port = parse_host_port(lane_address)
+        return await connect_lane(
+            lane_host, lane_port, credentials=credentials, trust=trust, clock=clock, expected=address
+        )
+
+    desk = NodeDesk(store, policy, clock, observer, dial, str(settings.storage_path))
+    lane = LaneServer(credentials, trust, node_handlers(desk), clock=clock, observer=observer)
     try:
-        host, port = host_and_port(settings.lane)
+        host, port = parse_host_port(settings.lane)
         port = await lane.start(host, port)
         request = control_pb2.RegisterNodeRequest(
             federated_address=str(own.address),

@@ -15,7 +15,16 @@ from typing import IO, TypeVar
 
 import uvloop
 
-__all__ = ["LogObserver", "SystemClock", "Writer", "die_with_parent", "raise_memory_thresholds", "ready", "run", "until_stopped"]
+__all__ = [
+    "LogObserver",
+    "SystemClock",
+    "Writer",
+    "die_with_parent",
+    "raise_memory_thresholds",
+    "ready",
+    "run",
+    "until_stopped",
+]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_PDEATHSIG = 1

@@ -110,7 +110,7 @@ class StatusDesk:
         return {
             "path": store.path.decode(errors="replace"),
             "owner": store.owner,
-            "strategy": feed_pb2.Strategy.Name(store.strategy).lower(),
+            "strategy": feed_pb2.Strategy.Name(feed_pb2.Strategy.ValueType(store.strategy)).lower(),
             "replicas": store.replicas,
             "readable": store.readable,
             "files": files,
@@ -186,5 +186,6 @@ def status_rows(desk: StatusDesk) -> list[Row]:
             right="admin of this member",
             level=Level.LOCAL,
             handler=desk.status,
+            capability="admin",
         )
     ]

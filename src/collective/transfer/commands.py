@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from collective.catalog import Catalog, DataStore, Node, Position
 from collective.chunks import compute_layout_hash, page_name
@@ -69,9 +70,7 @@ class CommandDesk:
 
         def create() -> None:
             made.append(
-                self.catalog.create_datastore(
-                    request.path, request.strategy, request.replicas, dict(request.metadata)
-                )
+                self.catalog.create_datastore(request.path, request.strategy, request.replicas, dict(request.metadata))
             )
 
         await self._change(create)
@@ -167,10 +166,10 @@ class CommandDesk:
 
             def write() -> None:
                 if put.content.version_id:
-                    self.catalog.put_pages([*put.pages, *put.key_pages])
+                    self.catalog.put_pages(
+                        dict(zip([*put.layout.pages, *put.layout.key_pages], [*put.pages, *put.key_pages], strict=True))
+                    )
                 positions.append(self.catalog.put_file(request.id, put, actor))
-                if put.content.version_id:
-                    self.catalog.hold(store.feed_id, [put.content.version_id])
 
         elif change == "remove_path":
             store, _ = self._own_store(request.remove_path.path, request.remove_path.owner)
@@ -200,9 +199,7 @@ class CommandDesk:
             level=LEVEL_LOCAL,
         )
 
-    async def await_level(
-        self, caller: Caller, request: control_pb2.AwaitLevelRequest
-    ) -> control_pb2.AwaitLevelReply:
+    async def await_level(self, caller: Caller, request: control_pb2.AwaitLevelRequest) -> control_pb2.AwaitLevelReply:
         """Wait until two members hold it, or the time is over; the reply says how far it came."""
         deadline = self.clock.monotonic() + request.timeout_milliseconds / 1000
         while True:
@@ -294,7 +291,7 @@ class CommandDesk:
         return control_pb2.DataStoreInfo(
             path=store.path,
             owner=member_identity(store.owner),
-            strategy=store.strategy,
+            strategy=feed_pb2.Strategy.ValueType(store.strategy),
             replicas=store.replicas,
             grants=self.catalog.grants(store.feed_id),
             hosts=list(store.hosts),
@@ -307,9 +304,7 @@ class CommandDesk:
         )
 
     def _file(self, path: bytes, node: Node) -> control_pb2.FileInfo:
-        holders = (
-            self.catalog.holders(node.store_id, node.version_id) if node.store_id and node.version_id else []
-        )
+        holders = self.catalog.holders(node.store_id, node.version_id) if node.store_id and node.version_id else []
         return control_pb2.FileInfo(
             path=path,
             mode=node.mode,
@@ -332,7 +327,7 @@ def _sealed_bytes(size_bytes: int, chunk_size_bytes: int) -> int:
 
 def control_rows(desk: CommandDesk) -> list[Row]:
     """The dispatch rows of Control that this room answers."""
-    handlers = {
+    handlers: dict[str, Callable[[Caller, Any], Any]] = {
         "CreateDataStore": desk.create_datastore,
         "ListDataStores": desk.list_datastores,
         "ShowDataStore": desk.show_datastore,
@@ -350,6 +345,7 @@ def control_rows(desk: CommandDesk) -> list[Row]:
             right="admin of this member",
             level=Level.LOCAL,
             handler=handler,
+            capability="admin",
         )
         for name, handler in handlers.items()
     ]

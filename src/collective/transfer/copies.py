@@ -70,7 +70,8 @@ class CopyDesk:
         await self._check_chunks(request.store_id, chunks_of_pages(list(request.pages)))
 
         def state() -> None:
-            self.catalog.put_pages([*request.pages, *request.key_pages])
+            names = [*layout.pages, *layout.key_pages]
+            self.catalog.put_pages(dict(zip(names, [*request.pages, *request.key_pages], strict=True)))
             self.catalog.hold(request.store_id, [request.version_id])
 
         await self.write(state)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import Message
 
 from collective.core.address import FederatedAddress, parse_address
 from collective.core.clock import Clock
@@ -132,7 +133,9 @@ class NodeDirectory:
             raise Unreachable(
                 "this home has no storage node", "start the coordinator with --storage SIZE, or a node beside it"
             )
-        return max(self._nodes.values(), key=lambda node: node.status.free_bytes if node.status else node.capacity_bytes)
+        return max(
+            self._nodes.values(), key=lambda node: node.status.free_bytes if node.status else node.capacity_bytes
+        )
 
     def locations(self) -> list[control_pb2.NodeLocation]:
         return [node.location() for node in self._nodes.values()]
@@ -168,7 +171,7 @@ class NodeDirectory:
         self,
         node: NodeRecord,
         method: int,
-        request: lane_pb2.NodeStatusRequest | lane_pb2.PushRequest | lane_pb2.PolicyRequest | lane_pb2.KeepHeadRequest,
+        request: Message,
         timeout_seconds: float = CALL_TIMEOUT_SECONDS,
     ) -> bytes:
         """One call on the node's lane; the reply's head."""

@@ -53,5 +53,7 @@ class PeerBook:
         known = {member.domain: member.removed for member in self._catalog.members()}
         names = {domain for domain, removed in known.items() if not removed} | set(self._told)
         return sorted(
-            domain for domain in names if domain != own_domain and not known.get(domain, False) and self.endpoints(domain)
+            domain
+            for domain in names
+            if domain != own_domain and not known.get(domain, False) and self.endpoints(domain)
         )

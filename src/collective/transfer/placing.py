@@ -1,3 +1,58 @@
 """Who shall hold what: the catalogue's facts, handed to the pure ranking of `chunks.placement`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from collective.catalog import Catalog, DataStore, Member
+from collective.chunks import CandidateMember, PlacementInput, place_members, rank_hosts
+from collective.transfer.nodes import NodeDirectory
+
+__all__ = ["choose_hosts", "member_chooser"]
+
+HOSTS_AT_LEAST = 2  # other members that follow a store feed sealed, so that names survive like bytes
+
+
+def choose_hosts(store_id: bytes, replicas: int, others: Sequence[str]) -> list[str]:
+    """The other members that follow a DataStore's feed, by rendezvous order: stable when members come and go."""
+    return rank_hosts(store_id, others)[: max(HOSTS_AT_LEAST, replicas)]
+
+
+def member_chooser(
+    catalog: Catalog, nodes: NodeDirectory, own_domain: str
+) -> Callable[[DataStore, bytes, int], Sequence[str]]:
+    """A function (DataStore, version id, sealed bytes) -> members that shall hold it, the writer's first."""
+
+    def choose(store: DataStore, version_id: bytes, sealed_bytes: int) -> Sequence[str]:
+        candidates = [
+            _candidate(catalog, member, own_domain, nodes)
+            for member in catalog.members()
+            if not member.removed and (member.domain == own_domain or member.domain in store.hosts)
+        ]
+        return place_members(
+            PlacementInput(
+                key=version_id,
+                strategy=store.strategy,
+                copies=store.replicas,
+                writer=own_domain,
+                needed_bytes=sealed_bytes,
+                members=candidates,
+            )
+        ).members
+
+    return choose
+
+
+def _candidate(catalog: Catalog, member: Member, own_domain: str, nodes: NodeDirectory) -> CandidateMember:
+    """What is known of a member: its pledge and nodes from its card, what it hosts already from its statements."""
+    card = member.card
+    capacity = sum(node.capacity_bytes for node in card.nodes) if card else 0
+    pledge = card.pledge_bytes if card else 0
+    free = max(0, min(capacity, pledge) - catalog.hosted_bytes(member.domain))
+    labels = dict(card.nodes[0].labels) if card and card.nodes else {}
+    if member.domain == own_domain:
+        statuses = [node.status for node in nodes.all() if node.status is not None]
+        free = max((status.free_bytes for status in statuses), default=free)
+    return CandidateMember(
+        domain=member.domain, capacity_bytes=capacity, free_bytes=free, pledge_bytes=pledge, labels=labels, alive=True
+    )

@@ -106,9 +106,7 @@ class CopyMaker:
             peer,
             endpoint,
             "/collective.v1.Federation/CompleteCopy",
-            control_pb2.CompleteCopyRequest(
-                store_id=store_id, version_id=version_id, pages=pages, key_pages=key_pages
-            ),
+            control_pb2.CompleteCopyRequest(store_id=store_id, version_id=version_id, pages=pages, key_pages=key_pages),
             control_pb2.CompleteCopyReply,
             CALL_TIMEOUT_SECONDS,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -92,9 +93,7 @@ class FederationDesk:
             reply.key_pages.extend(self._pages(layout.key_pages[:INLINE_PAGES]))
         return reply
 
-    async def fetch_pages(
-        self, caller: Caller, request: control_pb2.FetchPagesRequest
-    ) -> control_pb2.FetchPagesReply:
+    async def fetch_pages(self, caller: Caller, request: control_pb2.FetchPagesRequest) -> control_pb2.FetchPagesReply:
         layout = self._readable_layout(caller_identity(caller), request.store_id, request.version_id)
         if len(request.names) > PAGES_PER_CALL:
             raise Refused(f"{len(request.names)} pages in one call", f"ask for up to {PAGES_PER_CALL}")
@@ -145,7 +144,7 @@ class FederationDesk:
 def federation_rows(desk: FederationDesk) -> list[Row]:
     """The dispatch rows of the Federation service."""
 
-    def row(name: str, handler: object, kinds: frozenset[ComponentKind], right: str) -> Row:
+    def row(name: str, handler: Callable[[Caller, Any], Any], kinds: frozenset[ComponentKind], right: str) -> Row:
         return Row(
             method=f"/collective.v1.Federation/{name}",
             kinds=kinds,

@@ -163,7 +163,9 @@ class PeerSync:
             CONNECT_TIMEOUT_SECONDS,
         )
         if reply.oldest_version > PROTOCOL_VERSION or reply.version < PROTOCOL_VERSION:
-            raise Refused(f"{domain} speaks protocol {reply.oldest_version}-{reply.version}, this is {PROTOCOL_VERSION}")
+            raise Refused(
+                f"{domain} speaks protocol {reply.oldest_version}-{reply.version}, this is {PROTOCOL_VERSION}"
+            )
         parts.book.learn(domain, reply.endpoints)
         state.endpoint, state.connected, state.reason = endpoint, True, ""
         heads = [feed_pb2.FeedHead(feed_id=feed, head=head) for feed, head in parts.catalog.heads().items()]

@@ -1,0 +1,165 @@
+"""One holder of a version as a reader sees it: its ticket, its nodes' lanes, how quickly it answers.
+
+The tickets of the two best holders are fetched ahead, so that a dead one costs a moment. Lanes to a node are shared by
+everything that a process reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from collective.core.address import FederatedAddress, parse_address
+from collective.core.clock import Clock
+from collective.core.errors import CollectiveError, NotFound, Refused, Unreachable
+from collective.net.lane import LaneConnection
+from collective.wire import control_pb2, feed_pb2, lane_pb2
+
+__all__ = ["Dial", "Holder", "LanePool", "TicketProvider"]
+
+LANES_PER_NODE = 2  # one connection tops out at a core's TLS
+CALL_TIMEOUT_SECONDS = 10.0
+RENEW_BEFORE_SECONDS = 30.0
+Dial = Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
+
+
+class TicketProvider(Protocol):
+    """Asks a member's coordinator for what opens its nodes."""
+
+    async def open(self, holder_domain: str, store_id: bytes, version_id: bytes) -> control_pb2.OpenVersionReply: ...
+
+    async def fetch_pages(
+        self, holder_domain: str, store_id: bytes, version_id: bytes, names: Sequence[bytes]
+    ) -> list[bytes]: ...
+
+
+class LanePool:
+    """Open lanes by node, a few each, dialled when needed."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._lanes: dict[tuple[str, int], LaneConnection] = {}
+        self._gates: dict[tuple[str, int], asyncio.Lock] = {}
+
+    async def get(self, node: control_pb2.NodeLocation, turn: int) -> LaneConnection:
+        """A lane to the node; `turn` picks which of the few. Raises: Unreachable, Refused."""
+        key = (node.address, turn % LANES_PER_NODE)
+        async with self._gates.setdefault(key, asyncio.Lock()):
+            lane = self._lanes.get(key)
+            if lane is not None and not lane.is_closed:
+                return lane
+            last: CollectiveError = Unreachable(f"{node.address} told no lane address")
+            for lane_address in node.lane_addresses:
+                try:
+                    lane = self._lanes[key] = await self._dial(parse_address(node.address), lane_address)
+                    return lane
+                except CollectiveError as error:
+                    last = error
+            raise last
+
+    async def close(self) -> None:
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        self._lanes.clear()
+
+
+@dataclass
+class Holder:
+    """Reads sealed segments of one version from one member. All calls raise CollectiveError kinds."""
+
+    domain: str
+    store_id: bytes
+    version_id: bytes
+    provider: TicketProvider
+    lanes: LanePool
+    clock: Clock
+    latency_seconds: float = 0.05  # of a usual answer, smoothed
+    bad_until: float = 0.0  # monotonic: asked last until then
+    opened: control_pb2.OpenVersionReply | None = None
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _handles: dict[tuple[int, int], _Shown] = field(default_factory=dict)
+    _turn: int = 0
+
+    async def ready(self) -> control_pb2.OpenVersionReply:
+        """The ticket and what came with it, renewed before it ends."""
+        async with self._opening:
+            ends = self.opened.expires_milliseconds / 1000 - RENEW_BEFORE_SECONDS if self.opened else 0.0
+            if self.opened is None or ends <= self.clock.wall():
+                self.opened = await self.provider.open(self.domain, self.store_id, self.version_id)
+                self._handles.clear()
+            return self.opened
+
+    async def read(
+        self, chunk_id: bytes, page_index: int, page: bytes, first: int, count: int, into: memoryview, *, hashes: bool
+    ) -> tuple[int, int]:
+        """Sealed segments into `into`, the hash list before them when asked for: (hash bytes, all bytes)."""
+        opened = await self.ready()
+        if not opened.nodes:
+            raise Unreachable(f"{self.domain} has no storage node at the moment")
+        self._turn += 1
+        last: CollectiveError = NotFound(f"{self.domain} does not have that chunk")
+        for node_index, node in enumerate(opened.nodes):
+            began = self.clock.monotonic()
+            try:
+                lane = await self.lanes.get(node, self._turn)
+                handle = await self._show(lane, node_index, page_index, page)
+                request = lane_pb2.ReadRequest(
+                    handle=handle, chunk_id=chunk_id, first_segment=first, segment_count=count, with_hashes=hashes
+                )
+                reply = await lane.call(
+                    lane_pb2.LANE_READ, request.SerializeToString(), into=into, timeout_seconds=CALL_TIMEOUT_SECONDS
+                )
+            except (NotFound, Unreachable) as error:
+                last = error
+                continue
+            except Refused as error:
+                self.opened = None  # the ticket ended or was voided: the next read asks for a new one
+                last = error
+                continue
+            self.latency_seconds += 0.2 * (self.clock.monotonic() - began - self.latency_seconds)
+            return lane_pb2.ReadReply.FromString(reply.head).hash_bytes, len(reply.body)
+        raise last
+
+    async def _show(self, lane: LaneConnection, node_index: int, page_index: int, page: bytes) -> int:
+        """Show ticket and page on a lane once; the handle."""
+        key = (id(lane), node_index)
+        shown = self._handles.get(key)
+        if shown is None or shown.lane is not lane:
+            shown = self._handles[key] = _Shown(lane)
+        async with shown.gate:
+            if shown.handle == 0:
+                shown.handle = await self._present(lane)
+            if page_index not in shown.pages:
+                request = lane_pb2.PresentPageRequest(handle=shown.handle, page_index=page_index)
+                await lane.call(
+                    lane_pb2.LANE_PRESENT_PAGE, request.SerializeToString(), page, timeout_seconds=CALL_TIMEOUT_SECONDS
+                )
+                shown.pages.add(page_index)
+            return shown.handle
+
+    async def _present(self, lane: LaneConnection) -> int:
+        assert self.opened is not None
+        layout: feed_pb2.Layout = self.opened.layout
+        request = lane_pb2.PresentRequest(
+            signed_ticket=self.opened.signed_ticket,
+            size_bytes=layout.size_bytes,
+            chunk_size_bytes=layout.chunk_size_bytes,
+            coding_k=layout.coding.k,
+            coding_m=layout.coding.m,
+            pages=layout.pages,
+        )
+        reply = await lane.call(
+            lane_pb2.LANE_PRESENT, request.SerializeToString(), timeout_seconds=CALL_TIMEOUT_SECONDS
+        )
+        return lane_pb2.PresentReply.FromString(reply.head).handle
+
+
+@dataclass
+class _Shown:
+    """What one connection was shown of this version."""
+
+    lane: LaneConnection
+    handle: int = 0
+    pages: set[int] = field(default_factory=set)
+    gate: asyncio.Lock = field(default_factory=asyncio.Lock)
