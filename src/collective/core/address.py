@@ -33,24 +33,41 @@ MAX_LABEL_BYTES = 63
 MAX_LOCAL_BYTES = 63  # a local part becomes a DNS label of the component's name
 MAX_NAME_BYTES = 255  # one name in a path, as file systems have it
 MAX_PATH_BYTES = 4096
+SHOWN_CHARACTERS = 120  # of a refused text, in its message
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 
 
+def _shown(text: str) -> str:
+    """What was typed, for a message: quoted, and cut where it is endless."""
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…")
+
+
+def _fold(text: str) -> str:
+    """Lower case, ASCII alone: elsewhere folding makes other letters (the Kelvin sign becomes a k). Raises: Refused."""
+    if not text.isascii():
+        raise Refused(f"{_shown(text)} may hold ASCII letters, digits, hyphens and dots only")
+    return text.lower()
+
+
 def _check_label(label: str, what: str, whole: str) -> None:
     if not label:
-        raise Refused(f"{whole!r}: {what} has an empty part")
+        raise Refused(f"{_shown(whole)}: {what} has an empty part")
     if len(label) > MAX_LABEL_BYTES:
-        raise Refused(f"{whole!r}: {label[:20]!r}… is {len(label)} characters long, a label holds {MAX_LABEL_BYTES}")
+        raise Refused(
+            f"{_shown(whole)}: a part of {len(label)} characters is too long, a label holds {MAX_LABEL_BYTES}"
+        )
     if _LABEL.fullmatch(label) is None:
-        raise Refused(f"{whole!r}: {label!r} may hold letters, digits and inner hyphens only")
+        raise Refused(f"{_shown(whole)}: {label!r} may hold letters, digits and inner hyphens only")
 
 
 def validate_domain(text: str) -> str:
     """The canonical (lower case) form of a domain with at least one dot. Raises: Refused with the reason."""
-    domain = text.lower()
+    domain = _fold(text)
     if "." not in domain:
-        raise Refused(f"{text!r} is not a domain: it needs at least one dot", "write it as alice.media.collective")
+        raise Refused(
+            f"{_shown(text)} is not a domain: it needs at least one dot", "write it as alice.media.collective"
+        )
     if len(domain) > MAX_DOMAIN_BYTES:
         raise Refused(f"a domain of {len(domain)} characters is too long, {MAX_DOMAIN_BYTES} are allowed")
     for label in domain.split("."):
@@ -109,27 +126,28 @@ class FederatedAddress:
 def parse_address(text: str | bytes) -> FederatedAddress:
     """A component or resource address. Raises: Refused with the reason."""
     raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
-    shown = raw.decode(errors="replace")
+    text = raw.decode(errors="replace")
+    shown = _shown(text)
     before, separator, after = raw.rpartition(b"@")
     if not separator:
-        raise Refused(f"{shown!r} is not an address: it has no @", "write it as alice@media.collective")
+        raise Refused(f"{shown} is not an address: it has no @", "write it as alice@media.collective")
     if not before:
-        raise Refused(f"{shown!r} names nobody before the @")
+        raise Refused(f"{shown} names nobody before the @")
     if not after:
-        raise Refused(f"{shown!r} names no domain after the @")
+        raise Refused(f"{shown} names no domain after the @")
     try:
         domain = validate_domain(after.decode("ascii"))
     except UnicodeDecodeError:
-        raise Refused(f"{shown!r}: a domain holds letters, digits and hyphens only") from None
+        raise Refused(f"{shown}: a domain holds letters, digits and hyphens only") from None
     if before.startswith(b"/"):
         return FederatedAddress("", domain, _check_path(before))
     if b"@" in before:
-        raise Refused(f"{shown!r} has more than one @")
+        raise Refused(f"{shown} has more than one @")
     try:
         local_part = before.decode("ascii").lower()
     except UnicodeDecodeError:
-        raise Refused(f"{shown!r}: the part before the @ holds letters, digits and hyphens only") from None
-    _check_label(local_part, "the part before the @", shown)
+        raise Refused(f"{shown}: the part before the @ holds letters, digits and hyphens only") from None
+    _check_label(local_part, "the part before the @", text)
     return FederatedAddress(local_part, domain)
 
 
@@ -143,7 +161,7 @@ def member_domain(identity: str) -> str:
     """`alice@media.collective` -> `alice.media.collective`. Raises: Refused."""
     address = parse_address(identity)
     if address.resource:
-        raise Refused(f"{identity!r} is a path, not a member")
+        raise Refused(f"{_shown(identity)} is a path, not a member")
     return validate_domain(address.dns_name())
 
 
@@ -159,7 +177,11 @@ class Pattern:
         return f"{self.local_part}@{'*.' if self.any_below else ''}{self.domain}"
 
     def matches(self, subject: FederatedAddress) -> bool:
-        """Whether a component, or the member that it belongs to, is meant; never a resource."""
+        """Whether a component, or the member that it belongs to, is meant; never a resource.
+
+        A decision about rights asks with the address in a certificate. (An identity is read as one too; where
+        domains nest, `a@b.c.d` is also how a component `a` of the member `b.c.d` is written.)
+        """
         if subject.resource or not subject.local_part:
             return False
         if self._matches_pair(subject.local_part, subject.domain):
@@ -175,19 +197,19 @@ class Pattern:
 
 def parse_pattern(text: str) -> Pattern:
     """`bob@media.collective`, `*@media.collective`, `*@*.collective`. Raises: Refused."""
-    local_part, separator, domain = text.lower().partition("@")
+    local_part, separator, domain = _fold(text).partition("@")
     if not separator or "@" in domain:
         raise Refused(
-            f"{text!r} is not a pattern: it needs exactly one @", "write bob@media.collective or *@*.collective"
+            f"{_shown(text)} is not a pattern: it needs exactly one @", "write bob@media.collective or *@*.collective"
         )
     if not local_part or not domain:
-        raise Refused(f"{text!r} has nothing on one side of the @")
+        raise Refused(f"{_shown(text)} has nothing on one side of the @")
     if local_part != "*":
         _check_label(local_part, "the part before the @", text)
     any_below = domain.startswith("*.")
     rest = domain[2:] if any_below else domain
     if "*" in rest:
-        raise Refused(f"{text!r}: '*' stands for a whole local part, or as '*.' at the front of the domain")
+        raise Refused(f"{_shown(text)}: '*' stands for a whole local part, or as '*.' at the front of the domain")
     if any_below and "." not in rest:
         _check_label(rest, "the domain", text)
     else:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from collective.core.address import FederatedAddress, validate_domain
+from collective.core.address import member_identity, parse_address, validate_domain
 from collective.core.errors import Conflict, Misconfigured, Refused
 from collective.identity.certificates import (
     OID_FEDERATION_DOMAIN,
@@ -47,10 +47,11 @@ DEFAULT_CAPABILITIES = {
 
 
 def check_member_domain(domain: str, federation_domain: str, existing: Iterable[str]) -> None:
-    """No member domain equals, contains or lies under another's (removed ones included), or contains the federation's.
+    """Whether a member may have this domain; `existing` are the others', removed ones included. All canonical.
 
-    Raises: Conflict, Refused.
+    None equals, contains or lies under another's, nor contains the federation's. Raises: Conflict, Refused.
     """
+    member_identity(domain)
     if federation_domain == domain or federation_domain.endswith("." + domain):
         raise Refused(f"the member domain {domain} contains the federation's {federation_domain}")
     for other in existing:
@@ -71,7 +72,7 @@ class RootAuthority:
         domain = validate_domain(federation_domain)
         key = generate_signing_key()
         name = _name(f"{domain} federation root")
-        builder = _builder(name, name, key.public_key(), now - BACKDATE_SECONDS, now + ROOT_SECONDS)
+        builder = _builder(name, key.public_key(), now, now + ROOT_SECONDS)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         builder = _add_all(builder, federation_extensions(domain)).add_extension(_ca_usage(), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -96,9 +97,7 @@ class RootAuthority:
         domain = validate_domain(member)
         check_member_domain(domain, self.federation_domain, ())
         public_key = _requested_key(request)
-        ends = min(now + MEMBER_SECONDS, self.certificate.not_valid_after_utc.timestamp() - MARGIN_SECONDS)
-        name = _name(f"{domain} member CA")
-        builder = _builder(name, self.certificate.subject, public_key, now - BACKDATE_SECONDS, ends)
+        builder = _builder(_name(f"{domain} member CA"), public_key, now, now + MEMBER_SECONDS, self.certificate)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_ca_usage(), critical=True)
         constraints = x509.NameConstraints([x509.DNSName(domain), x509.RFC822Name(domain)], None)
@@ -135,10 +134,12 @@ class MemberAuthority:
         lifetime_seconds: float = LEAF_SECONDS,
         capabilities: frozenset[str] | None = None,
     ) -> x509.Certificate:
-        """A leaf for one component, clamped to end before this CA. `now` in seconds since 1970."""
-        address = FederatedAddress(local_part, self.member_domain)
-        ends = min(now + lifetime_seconds, self.certificate.not_valid_after_utc.timestamp() - MARGIN_SECONDS)
-        builder = _builder(_name(str(address)), self.certificate.subject, public_key, now - BACKDATE_SECONDS, ends)
+        """A leaf for one component, clamped to end before this CA. `now` in seconds since 1970. Raises: Refused."""
+        address = parse_address(f"{local_part}@{self.member_domain}")
+        if address.resource:
+            raise Refused(f"{local_part!r} is a path; a component's name is one label, like node-02")
+        validate_domain(address.dns_name())
+        builder = _builder(_name(str(address)), public_key, now, now + lifetime_seconds, self.certificate)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_leaf_usage(), critical=True)
         if kind is not ComponentKind.SIGNING:
@@ -174,18 +175,25 @@ def _name(common_name: str) -> x509.Name:
 
 def _builder(
     subject: x509.Name,
-    issuer: x509.Name,
     public_key: EllipticCurvePublicKey | Ed25519PublicKey,
-    begins: float,
+    now: float,
     ends: float,
+    issuer: x509.Certificate | None = None,
 ) -> x509.CertificateBuilder:
-    if ends <= begins:
+    """Names, key, serial and times; within the issuer's own time (None: it signs itself). Raises: Refused."""
+    begins = now - BACKDATE_SECONDS
+    if issuer is not None:
+        begins = max(begins, issuer.not_valid_before_utc.timestamp())
+        ends = min(ends, issuer.not_valid_after_utc.timestamp() - MARGIN_SECONDS)
+        if now < begins:
+            raise Refused("the issuer's certificate does not count yet", "check this machine's clock")
+    if ends <= now:
         raise Refused("the issuer's certificate has ended; nothing can be signed with it", "renew the issuer first")
     utc = datetime.UTC
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(subject if issuer is None else issuer.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(datetime.datetime.fromtimestamp(int(begins), utc))

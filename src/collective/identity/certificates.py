@@ -22,6 +22,7 @@ __all__ = [
     "PeerIdentity",
     "federation_extensions",
     "fingerprint",
+    "read_authority",
     "read_identity",
     "read_text_extension",
     "root_hash",
@@ -145,10 +146,36 @@ def _check_names(certificate: x509.Certificate, address: FederatedAddress) -> No
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise Refused("the certificate carries no alternative names") from None
+    if len(names) != 2:
+        raise Refused("the certificate carries other names beside its address and its DNS name")
     if names.get_values_for_type(x509.RFC822Name) != [str(address)]:
         raise Refused("the certificate's e-mail name is not its address")
     if names.get_values_for_type(x509.DNSName) != [address.dns_name()]:
         raise Refused("the certificate's DNS name is not its component's")
+
+
+def read_authority(authority: x509.Certificate, federation_domain: str) -> str:
+    """The member a CA speaks for, when it is a member CA of the federation and bound to that member's names.
+
+    Raises: Refused. Who signed it, and until when it counts, is judged elsewhere.
+    """
+    try:
+        domain = read_text_extension(authority, OID_MEMBER_DOMAIN)
+        federation = read_text_extension(authority, OID_FEDERATION_DOMAIN)
+        basic = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+        names = authority.extensions.get_extension_for_class(x509.NameConstraints)
+    except (Corrupt, ValueError, x509.ExtensionNotFound) as error:
+        raise Refused(f"the certificate is not a member CA: {error}") from error
+    if not domain:
+        raise Refused("the certificate is not a member CA: it names no member domain")
+    if federation != federation_domain:
+        raise Refused(f"the CA of {domain} is of the federation {federation or 'nobody'}, not {federation_domain}")
+    if not basic.ca or basic.path_length != 0:
+        raise Refused(f"the CA of {domain} may make further CAs, or is none")
+    permitted = set(names.value.permitted_subtrees or ())
+    if not names.critical or permitted != {x509.DNSName(domain), x509.RFC822Name(domain)}:
+        raise Refused(f"the CA of {domain} is not bound to the names of its member")
+    return domain
 
 
 def fingerprint(certificate: x509.Certificate) -> bytes:

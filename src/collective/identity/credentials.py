@@ -12,7 +12,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from collective.core.errors import Misconfigured
 from collective.identity.certificates import PeerIdentity, read_identity
-from collective.identity.keys import load_certificate, load_private_key, save_certificate, save_private_key
+from collective.identity.keys import (
+    check_private_directory,
+    load_certificate,
+    load_private_key,
+    save_certificate,
+    save_private_key,
+)
 
 __all__ = ["Credentials"]
 
@@ -28,7 +34,11 @@ class Credentials:
 
     @classmethod
     def load(cls, directory: Path, name: str) -> Credentials:
-        """`NAME.crt`, `NAME.key`, `member-ca.crt` and `root-ca.crt` of an identity folder. Raises: Misconfigured."""
+        """`NAME.crt`, `NAME.key`, `member-ca.crt` and `root-ca.crt` of an identity folder.
+
+        Raises: Misconfigured when one is missing or unfit, or when the key (0600) or folder (0700) is open to others.
+        """
+        check_private_directory(directory)
         certificate = load_certificate(directory / f"{name}.crt")
         key = load_private_key(directory / f"{name}.key")
         if not isinstance(key, EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

@@ -22,6 +22,7 @@ from collective.core.errors import Misconfigured
 
 __all__ = [
     "PrivateKey",
+    "check_private_directory",
     "ensure_private_directory",
     "generate_leaf_key",
     "generate_signing_key",
@@ -65,6 +66,21 @@ def ensure_private_directory(path: Path) -> None:
         if any(path.iterdir()):
             raise Misconfigured(f"{path} can be read by others", f"chmod 700 {path}")
         path.chmod(0o700)
+
+
+def check_private_directory(path: Path) -> None:
+    """Refuse a folder of keys that others may look into; one that is missing is its reader's to tell.
+
+    Raises: Misconfigured.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Misconfigured(f"cannot look into {path}: {error.strerror}") from error
+    if mode & 0o077:
+        raise Misconfigured(f"the folder of keys {path} has mode {mode:04o}, open to others", f"chmod 700 {path}")
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -18,21 +18,25 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from OpenSSL import crypto
 
-from collective.core.errors import Refused
+from collective.core.errors import Corrupt, Refused
 from collective.identity.certificates import (
     OID_FEDERATION_DOMAIN,
     OID_MEMBER_DOMAIN,
     ComponentKind,
     PeerIdentity,
     fingerprint,
+    read_authority,
     read_identity,
     read_text_extension,
 )
 
 __all__ = ["Level", "TrustStore"]
 
+SPEAKING_KINDS = frozenset({ComponentKind.COORDINATOR, ComponentKind.NODE, ComponentKind.CLIENT})
+MAX_INTERMEDIATES = 8  # one is needed, two during a rotation; a chain search over more is somebody's attack
 CACHE_ENTRIES = 4096  # ten members' components many times over; bounded against a flood of fresh leaves
 
 
@@ -60,26 +64,29 @@ class TrustStore:
         self._peers: frozenset[str] = frozenset()
         self._revoked: set[bytes] = set()
         self._verdicts: dict[tuple[bytes, Level], tuple[PeerIdentity, float, float]] = {}
+        self._changes = 0  # a verdict reached across a change is not cached
         self._subscribers: list[Callable[[], None]] = []
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------ changes
 
     def add_member(self, authority: x509.Certificate) -> None:
-        """Take in a member's CA, beside those it has (rotation). Raises: Refused when the root did not sign it."""
-        domain = read_text_extension(authority, OID_MEMBER_DOMAIN)
-        if not domain:
-            raise Refused("the certificate is not a member CA: it names no member domain")
+        """Take in a member's CA, beside those it has (rotation); a member or CA removed before is believed again.
+
+        Doing so twice changes nothing. Raises: Refused when the root did not sign it, or its constraints are wrong.
+        """
+        domain = read_authority(authority, self.federation_domain)
+        try:
+            authority.verify_directly_issued_by(self.root)
+        except (InvalidSignature, TypeError, ValueError) as error:
+            raise Refused(f"the CA of {domain} is not signed by the root of {self.federation_domain}") from error
+        name = fingerprint(authority)
         with self._lock:
-            known = self._authorities.get(domain, {})
-            if fingerprint(authority) in known and domain not in self._removed:
+            if name in self._authorities.get(domain, {}) and domain not in self._removed:
                 return
-            try:
-                authority.verify_directly_issued_by(self.root)
-            except Exception as error:
-                raise Refused(f"the CA of {domain} is not signed by the root of {self.federation_domain}") from error
-            self._authorities.setdefault(domain, {})[fingerprint(authority)] = authority
+            self._authorities.setdefault(domain, {})[name] = authority
             self._removed.discard(domain)
+            self._revoked.discard(name)
         self._changed()
 
     def remove_authority(self, authority: x509.Certificate) -> None:
@@ -113,12 +120,14 @@ class TrustStore:
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Call back after every change; used to cut connections that are no longer trusted."""
-        self._subscribers.append(callback)
+        with self._lock:
+            self._subscribers.append(callback)
 
     def unsubscribe(self, callback: Callable[[], None]) -> None:
         """Call back no more; doing so twice is fine."""
-        if callback in self._subscribers:
-            self._subscribers.remove(callback)
+        with self._lock:
+            if callback in self._subscribers:
+                self._subscribers.remove(callback)
 
     def is_removed(self, domain: str) -> bool:
         """Whether a member was removed."""
@@ -133,7 +142,9 @@ class TrustStore:
     def _changed(self) -> None:
         with self._lock:
             self._verdicts.clear()
-        for callback in list(self._subscribers):
+            self._changes += 1
+            subscribers = list(self._subscribers)
+        for callback in subscribers:  # outside the lock: they ask for new verdicts
             callback()
 
     # ------------------------------------------------------------ verdicts
@@ -147,10 +158,15 @@ class TrustStore:
         now: float,
         kinds: frozenset[ComponentKind] | None = None,
     ) -> PeerIdentity:
-        """Who holds this leaf, if it may be believed. `now` in seconds since 1970. Raises: Refused with the reason."""
+        """Who holds this leaf, if it may be believed. `now` in seconds since 1970.
+
+        `kinds` None: any that speaks TLS, not `signing`. Raises: Refused with the reason.
+        """
+        kinds = SPEAKING_KINDS if kinds is None else kinds
         key = (fingerprint(leaf), level)
         with self._lock:
             cached = self._verdicts.get(key)
+            changes = self._changes
         if cached is not None and cached[1] <= now < cached[2]:
             identity = cached[0]
         else:
@@ -158,8 +174,9 @@ class TrustStore:
             with self._lock:
                 if len(self._verdicts) >= CACHE_ENTRIES:
                     self._verdicts.clear()
-                self._verdicts[key] = (identity, begins, ends)
-        if kinds is not None and identity.kind not in kinds:
+                if changes == self._changes:
+                    self._verdicts[key] = (identity, begins, ends)
+        if identity.kind not in kinds:
             allowed = " or ".join(sorted(kinds))
             raise Refused(f"{identity.address} is a {identity.kind}, this is for a {allowed}")
         return identity
@@ -167,7 +184,14 @@ class TrustStore:
     def _judge(
         self, leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], level: Level, now: float
     ) -> tuple[PeerIdentity, float, float]:
-        identity = read_identity(leaf)
+        if len(intermediates) > MAX_INTERMEDIATES:
+            raise Refused(
+                f"{len(intermediates)} intermediate certificates were presented, {MAX_INTERMEDIATES} are taken"
+            )
+        try:
+            identity = read_identity(leaf)
+        except Corrupt as error:
+            raise Refused(f"the certificate cannot be read: {error.message}") from error
         with self._lock:
             known = list(self._authorities.get(identity.member_domain, {}).values())
             removed = identity.member_domain in self._removed
@@ -180,7 +204,8 @@ class TrustStore:
             raise Refused(f"the certificate of {identity.address} was revoked")
         if identity.federation_domain != self.federation_domain:
             raise Refused(
-                f"{identity.address} belongs to the federation {identity.federation_domain}, not {self.federation_domain}"
+                f"{identity.address} belongs to the federation {identity.federation_domain},"
+                f" not {self.federation_domain}"
             )
         if level is Level.LOCAL and identity.member_domain != self.own_domain:
             raise Refused(f"{identity.address} is not a component of {self.own_domain}")
@@ -221,9 +246,10 @@ class TrustStore:
 
 
 def check_constraints(identity: PeerIdentity, authority: x509.Certificate) -> None:
-    """Our own check of what the name constraints say: a CA speaks for its member alone. Raises: Refused."""
-    domain = read_text_extension(authority, OID_MEMBER_DOMAIN)
+    """Our own check of what the name constraints say: a CA speaks for its member alone. Raises: Refused.
+
+    That a leaf's names lie in its member was seen when its identity was read.
+    """
+    domain = read_authority(authority, identity.federation_domain)
     if domain != identity.member_domain:
-        raise Refused(f"the CA of {domain or 'nobody'} issued a certificate for {identity.address}")
-    if read_text_extension(authority, OID_FEDERATION_DOMAIN) != identity.federation_domain:
-        raise Refused(f"the CA of {domain} is of another federation than its certificate for {identity.address}")
+        raise Refused(f"the CA of {domain} issued a certificate for {identity.address}")

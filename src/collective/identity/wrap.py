@@ -29,9 +29,9 @@ def wrap_key(recipient_public: bytes, key: bytes, *, feed_id: bytes, key_name: b
     """Encapsulated key (32 bytes), then the ciphertext. Raises: Corrupt when the public key is none."""
     try:
         public = X25519PublicKey.from_public_bytes(recipient_public)
-    except ValueError as error:
+        return bytes(_suite().encrypt(key, public, info=_info(feed_id, key_name)))
+    except ValueError as error:  # of another length, or a point that gives the same secret to everybody
         raise Corrupt("a card's wrapping key is not an X25519 public key") from error
-    return bytes(_suite().encrypt(key, public, info=_info(feed_id, key_name)))
 
 
 def unwrap_key(private: X25519PrivateKey, wrapped: bytes, *, feed_id: bytes, key_name: bytes) -> bytes:
