@@ -7,8 +7,16 @@ broken chunks are set aside.
 """
 
 from collective.chunks.pages import compute_layout_hash, open_key_page, page_name, seal_key_page
-from collective.chunks.placement import CandidateMember, Placed, PlacementInput, place_members, rank_hosts
-from collective.chunks.scrub import Scrubber
+from collective.chunks.placement import (
+    CandidateMember,
+    CandidateNode,
+    Placed,
+    PlacementInput,
+    place_members,
+    rank_hosts,
+    rank_nodes,
+)
+from collective.chunks.scrub import Finding, Scrubber
 from collective.chunks.seal import (
     HASH_BYTES,
     SealedChunk,
@@ -26,7 +34,9 @@ from collective.chunks.store import ChunkStore, StoreStatus
 __all__ = [
     "HASH_BYTES",
     "CandidateMember",
+    "CandidateNode",
     "ChunkStore",
+    "Finding",
     "Placed",
     "PlacementInput",
     "Run",
@@ -43,6 +53,7 @@ __all__ = [
     "page_name",
     "place_members",
     "rank_hosts",
+    "rank_nodes",
     "runs_of",
     "seal_chunk",
     "seal_key_page",

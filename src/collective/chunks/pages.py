@@ -25,6 +25,7 @@ from collective.wire import feed_pb2
 __all__ = ["compute_layout_hash", "open_key_page", "page_name", "seal_key_page"]
 
 KEY_BYTES = 32
+PAGE_NAME_BYTES = 32
 _FORMAT = b"\x01"
 _SALT_BYTES = 32
 _HOLE_KEY = bytes(KEY_BYTES)
@@ -41,7 +42,9 @@ def page_name(page: bytes) -> bytes:
 
 
 def compute_layout_hash(layout: feed_pb2.Layout) -> bytes:
-    """What tickets and offers bind to. The members and the version id are not part of it."""
+    """What tickets and offers bind to. The members and the version id are not part of it. Raises: Corrupt."""
+    if any(len(name) != PAGE_NAME_BYTES for name in layout.pages):
+        raise Corrupt("a layout lists a page whose name is not of 32 bytes")
     head = _LAYOUT_HEAD.pack(
         layout.size_bytes, layout.chunk_size_bytes, layout.coding.k, layout.coding.m, len(layout.pages)
     )
@@ -56,6 +59,8 @@ def seal_key_page(store_key: bytes, keys: Sequence[bytes | None]) -> bytes:
     """The sealed page beside a public one; None for a hole."""
     if len(keys) > CHUNKS_PER_PAGE:
         raise ValueError(f"a page holds {CHUNKS_PER_PAGE} keys, not {len(keys)}")
+    if any(key is not None and len(key) != KEY_BYTES for key in keys):
+        raise ValueError(f"a chunk key has {KEY_BYTES} bytes")
     plain = b"".join(key or _HOLE_KEY for key in keys)
     salt = blake3(_SALT_CONTEXT + plain, key=store_key).digest()
     sealed = AESGCM(_page_key(store_key, salt)).encrypt(bytes(12), plain, _FORMAT + salt)

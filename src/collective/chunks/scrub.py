@@ -1,56 +1,75 @@
-"""Scrubbing: every stored chunk is read and checked in turn, at a bounded rate, for ever."""
+"""Scrubbing: every stored chunk is read from the disk and checked in turn, at a bounded rate, for ever."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from collective.chunks.store import ChunkStore
-from collective.core.errors import Corrupt, NotFound
+from collective.core.errors import CollectiveError, Corrupt, NotFound
 
-__all__ = ["Scrubber"]
+__all__ = ["Finding", "Scrubber"]
+
+SAVED_SECONDS = 10.0  # after a pause, at most so much reading is caught up with
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A chunk that did not pass. `set_aside`: it is no longer in the store, and wanted from another copy."""
+
+    chunk_id: bytes
+    reason: str
+    set_aside: bool
 
 
 @dataclass
 class Scrubber:
-    """Walks a store in id order. `tick` does as much as the rate allows since the last one.
+    """Walks a store in id order. `tick` does as much as the rate allows since the one before.
 
-    `bytes_per_second` bounds the reading; `checked` and `broken` count chunks since the start.
+    `bytes_per_second` bounds the reading. `position` is the id checked last (b"" at the start of a round): kept over
+    a restart, the walk goes on there. `checked` and `broken` count chunks, `rounds` whole walks, since the start.
     """
 
     store: ChunkStore
     bytes_per_second: float
+    position: bytes = b""
     checked: int = 0
     broken: int = 0
-    _position: bytes = b""
+    rounds: int = 0
     _last: float | None = None
     _allowance: float = 0.0
 
-    def tick(self, now: float, limit: int = 64) -> list[str]:
-        """Check chunks while the allowance lasts, at most `limit`; ids (hex) that turned out broken. `now` monotonic.
+    def tick(self, now: float, limit: int = 64) -> list[Finding]:
+        """Check chunks while the allowance lasts, at most `limit` and not past the walk's end. `now` monotonic.
 
         Blocks on the disk: call it from a thread.
         """
         if self._last is not None:
-            self._allowance = min(
-                self._allowance + (now - self._last) * self.bytes_per_second, self.bytes_per_second * 10
-            )
+            earned = (now - self._last) * self.bytes_per_second
+            self._allowance = min(self._allowance + earned, self.bytes_per_second * SAVED_SECONDS)
         self._last = now
-        found = []
+        findings = []
         for _ in range(limit):
             if self._allowance <= 0:
                 break
-            following = self.store.chunk_after(self._position)
+            following = self.store.chunk_after(self.position)
             if following is None:
-                self._position = b""
+                self.rounds += self.position != b""
+                self.position = b""
                 break
-            self._position, size = following
+            self.position, size = following
             self._allowance -= size
+            if (finding := self._check(self.position)) is not None:
+                findings.append(finding)
+        return findings
+
+    def _check(self, id_: bytes) -> Finding | None:
+        try:
+            self.store.check(id_)
+        except NotFound:
+            return None  # set aside by a reader meanwhile
+        except CollectiveError as error:
             self.checked += 1
-            try:
-                self.store.check(self._position)
-            except Corrupt:
-                self.broken += 1
-                found.append(self._position.hex())
-            except NotFound:
-                continue  # set aside by a reader meanwhile
-        return found
+            self.broken += 1
+            return Finding(id_, error.message, isinstance(error, Corrupt))
+        self.checked += 1
+        return None

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from typing_extensions import Buffer
 
 from collective.core.errors import Corrupt
-from collective.core.layout import SEALED_SEGMENT_BYTES, SEGMENT_BYTES, sealed_size, segment_count
+from collective.core.layout import MAX_CHUNK_SIZE_BYTES, SEALED_SEGMENT_BYTES, SEGMENT_BYTES, sealed_size, segment_count
 
 __all__ = [
     "HASH_BYTES",
@@ -66,12 +66,16 @@ def derive_chunk_key(secret: bytes, plain: Buffer) -> bytes:
 def seal_chunk(key: bytes, plain: Buffer, into: bytearray | memoryview | None = None) -> SealedChunk:
     """Seal 1 byte to a whole chunk. `into` is a buffer of at least `sealed_size(len(plain))` to write to.
 
-    A key must never seal two different contents: take it from `derive_chunk_key`.
+    A key must never seal two different contents: take it from `derive_chunk_key`. Raises: ValueError (sizes).
     """
     source = memoryview(plain).cast("B")
+    if not 0 < len(source) <= MAX_CHUNK_SIZE_BYTES:
+        raise ValueError(f"a chunk has 1 to {MAX_CHUNK_SIZE_BYTES} bytes, not {len(source)}")
     count = segment_count(len(source))
     size = sealed_size(len(source))
     target = memoryview(bytearray(size) if into is None else into)[:size]
+    if len(target) < size:
+        raise ValueError(f"{len(target)} bytes of room for {size} sealed")
     cipher = AESGCM(key)
     hashes = []
     for number in range(count):
@@ -115,23 +119,29 @@ def open_segments(
 ) -> int:
     """Verify and open a run of segments into `out`; the number of plain bytes.
 
-    `hashes_of_these` is the verified list's part for this run, `chunk_size_bytes` the chunk's plain size. Nothing
-    unverified is left in `out`'s first bytes beyond the segments before the broken one. Raises: Corrupt.
+    `hashes_of_these` is the verified list's part for this run, `chunk_size_bytes` the chunk's plain size. The segments
+    before a broken one are in `out` and good; nothing of the broken one is. Raises: Corrupt, ValueError (no room).
     """
     source = memoryview(sealed).cast("B")
     last = segment_count(chunk_size_bytes) - 1
+    count = len(hashes_of_these) // HASH_BYTES
+    if not 0 < count <= last + 1 - first_segment or first_segment < 0 or len(hashes_of_these) % HASH_BYTES:
+        raise Corrupt(f"{count} segments from {first_segment} are not in a chunk of {last + 1}")
+    plain_bytes = min(count * SEGMENT_BYTES, chunk_size_bytes - first_segment * SEGMENT_BYTES)
+    if len(source) != sealed_size(plain_bytes):
+        raise Corrupt(f"{len(source)} sealed bytes where {sealed_size(plain_bytes)} are due")
+    if len(out) < plain_bytes:
+        raise ValueError(f"{len(out)} bytes of room for {plain_bytes}")
     cipher = AESGCM(key)
-    written = 0
-    for index in range(len(hashes_of_these) // HASH_BYTES):
+    for index in range(count):
         number = first_segment + index
-        plain_size = min(SEGMENT_BYTES, chunk_size_bytes - number * SEGMENT_BYTES)
-        start = index * SEALED_SEGMENT_BYTES
-        segment = source[start : start + plain_size + SEALED_SEGMENT_BYTES - SEGMENT_BYTES]
-        if blake3(segment).digest() != hashes_of_these[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
+        sealed_segment = source[index * SEALED_SEGMENT_BYTES : (index + 1) * SEALED_SEGMENT_BYTES]
+        target = out[index * SEGMENT_BYTES : min((index + 1) * SEGMENT_BYTES, plain_bytes)]
+        if blake3(sealed_segment).digest() != hashes_of_these[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
             raise Corrupt(f"segment {number} is not the one that was sealed")
         try:
-            cipher.decrypt_into(_NONCE.pack(number, number == last), segment, None, out[written : written + plain_size])
-        except (InvalidTag, ValueError) as error:
+            cipher.decrypt_into(_NONCE.pack(number, number == last), sealed_segment, None, target)
+        except InvalidTag as error:
+            target[:] = bytes(len(target))
             raise Corrupt(f"segment {number} does not open with its key") from error
-        written += plain_size
-    return written
+    return plain_bytes

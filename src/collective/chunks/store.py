@@ -1,41 +1,38 @@
-"""A disk of sealed chunks: the folder is the index.
+"""A disk of sealed chunks: the folder is the index, start-up reads names, not files. Nothing here deletes a chunk.
 
-    DIR/collective-disk          marker: this disk's random id
-    DIR/chunks/ab/<id>-<size>    sealed bytes, then a trailer {version byte, hash list}; <size> without the trailer
-    DIR/tmp/                     files being written; emptied at open
-    DIR/quarantine/              chunks that turned out broken, with reasons.jsonl
-    DIR/heads/<feed id>          signed feed heads kept for the coordinator
-
-Start-up reads names, not files. Nothing here deletes a chunk.
+`put` hashes in a pool thread, writes a temporary file and hands it to the group committer; when that says durable,
+the chunk enters the index and `put` returns. Reading is plain, blocking and thread-safe. A chunk that turns out
+broken is set aside with its reason and no longer here for anybody, so that it can be fetched again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import Buffer
 
-from collective.chunks.durability import GroupCommitter, disk_error
+from collective.chunks.chunkfile import BrokenFileError, read_exactly, read_trailer, write_chunk
+from collective.chunks.descriptors import Descriptors, OpenFile
+from collective.chunks.disk import FOLDERS, Disk, disk_error
+from collective.chunks.durability import GroupCommitter, WrittenFile
 from collective.chunks.index import ChunkIndex
-from collective.chunks.seal import HASH_BYTES, chunk_id, hash_segments, verify_hashes
-from collective.core.errors import Conflict, Corrupt, Full, Misconfigured, NotFound
-from collective.core.layout import MAX_SEALED_CHUNK_BYTES, SEALED_SEGMENT_BYTES
+from collective.chunks.seal import HASH_BYTES, chunk_id, hash_segments
+from collective.core.errors import CollectiveError, Corrupt, Full, NotFound, Unreachable
+from collective.core.layout import CHUNK_ID_BYTES, MAX_SEALED_CHUNK_BYTES, SEALED_SEGMENT_BYTES
 
 __all__ = ["ChunkStore", "StoreStatus"]
 
-MARKER = "collective-disk"
-TRAILER_VERSION = b"\x01"
 OPEN_FILES = 128  # descriptors kept open for reading; a film being played needs one or two
+WRITERS = 4  # threads that hash and write; more than the cores only wait
+CHECK_SEGMENTS = 16  # read at once when a whole chunk is checked: 1 MiB
 
 
 @dataclass(frozen=True)
@@ -50,119 +47,158 @@ class StoreStatus:
 
 
 class ChunkStore:
-    """Sealed chunks by id. Reading is plain and thread-safe; `put` is awaited and durable when it returns."""
+    """Sealed chunks by id. Laws: a put that returned is there after any crash; what is read opens or is Corrupt."""
 
-    def __init__(self, directory: Path, capacity_bytes: int, reserve_bytes: int, marker: str) -> None:
-        self.directory = directory
-        self.marker = marker
+    def __init__(self, disk: Disk, capacity_bytes: int, reserve_bytes: int) -> None:
+        self.directory = disk.directory
+        self.marker = disk.marker
+        self._disk = disk
         self._capacity_bytes = capacity_bytes
         self._reserve_bytes = reserve_bytes
-        self._chunks = directory / "chunks"
-        self._quarantine = directory / "quarantine"
+        self._lock = threading.Lock()  # of the index and of what is arriving
         self._index = ChunkIndex()
-        self._lock = threading.Lock()
-        self._arriving: dict[bytes, asyncio.Future[None]] = {}
+        self._arriving: dict[bytes, Future[None]] = {}
         self._arriving_bytes = 0
-        self._open: OrderedDict[bytes, _OpenFile] = OrderedDict()
-        self._committer = GroupCommitter(directory)
-        self._quarantined_count = 0
-
-    # ------------------------------------------------------------ opening
+        self._quarantined_count = disk.set_aside_count()
+        self._files = Descriptors(OPEN_FILES)
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunk-writer")
+        self._committer = GroupCommitter(disk.directory)
+        self._closed = False
+        for folder in range(FOLDERS):
+            self._index.load(folder, disk.chunks_in(folder))
 
     @classmethod
     def open(
         cls, directory: Path, *, capacity_bytes: int, reserve_bytes: int = 0, expected_marker: str | None = None
     ) -> ChunkStore:
-        """Open a disk, making its folders the first time. Raises: Misconfigured (another or no disk is mounted)."""
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            marker = _read_or_make_marker(directory, expected_marker)
-            for name in ("chunks", "tmp", "quarantine", "heads"):
-                (directory / name).mkdir(mode=0o700, exist_ok=True)
-            for number in range(256):
-                (directory / "chunks" / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
-            for left in (directory / "tmp").iterdir():
-                left.unlink()
-            store = cls(directory, capacity_bytes, reserve_bytes, marker)
-            store._load()
-        except OSError as error:
-            raise disk_error(error, f"the chunk folder {directory} cannot be opened") from error
-        return store
+        """Open a disk for this process alone; blocks while it reads the names.
 
-    def _load(self) -> None:
-        for number in range(256):
-            with os.scandir(self._chunks / f"{number:02x}") as entries:
-                self._index.load(number, _parsed(entry.name for entry in entries))
-        self._quarantined_count = sum(1 for path in self._quarantine.iterdir() if "-" in path.name)
+        `capacity_bytes` is the pledge, `reserve_bytes` what the file system keeps free whatever the pledge;
+        `expected_marker` is the `marker` of an earlier opening, so that an unmounted disk is not written under.
+        Raises: Misconfigured (another or no disk is mounted; another process has it; it cannot be read).
+        """
+        disk = Disk.open(directory, expected_marker)
+        try:
+            return cls(disk, capacity_bytes, reserve_bytes)
+        except OSError as error:
+            disk.close()
+            raise disk_error(error, f"the chunk folder {directory} cannot be read") from error
 
     async def close(self) -> None:
-        """Finish pending writes and let go of all files."""
-        await asyncio.to_thread(self._committer.close)
-        with self._lock:
-            for file in self._open.values():
-                file.drop()
-            self._open.clear()
+        """Finish pending writes and let go of the disk. May be repeated."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._writers.shutdown(wait=True)
+        self._committer.close()
+        self._files.close()
+        self._disk.close()
 
     # ------------------------------------------------------------ writing
 
     async def put(self, id_: bytes, sealed: Buffer) -> bool:
         """Keep a sealed chunk; True when it was there already. Returns when it is durable.
 
-        Raises: Corrupt (the bytes are not the id's), Full, Misconfigured (the disk refuses).
+        The buffer is read until this returns, also when it is cancelled; a cancelled write may still be kept.
+        Raises: Corrupt (the bytes are not the id's), Full, Misconfigured (the disk refuses), Unreachable (closing).
         """
         view = memoryview(sealed).cast("B")
-        if (arriving := self._arriving.get(id_)) is not None:
-            await asyncio.shield(arriving)
-            return True
-        if self.has(id_):
-            return True
-        done = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda future: future.exception())  # a failure nobody else waits for is still told below
-        self._arriving[id_] = done
-        self._arriving_bytes += len(view)
-        try:
-            self._check_room(self._arriving_bytes)
-            future = await asyncio.to_thread(self._write, id_, view)
-            await asyncio.wrap_future(future)
-        except BaseException as error:
-            done.set_exception(error if isinstance(error, Exception) else Conflict("the write was given up"))
-            raise
+        while True:
+            arriving, is_ours = self._begin(id_, len(view))
+            if arriving is None:
+                return True
+            if is_ours:
+                break
+            with contextlib.suppress(CollectiveError):  # somebody else's bytes may have been wrong, not ours
+                await asyncio.wrap_future(arriving)
+        await self._write_uncancelled(id_, view)
+        await asyncio.wrap_future(arriving)
+        return False
+
+    def _begin(self, id_: bytes, size_bytes: int) -> tuple[Future[None] | None, bool]:
+        """What to wait for: nothing (it is here), somebody's write, or ours (True), for which room is set apart."""
+        if len(id_) != CHUNK_ID_BYTES or not 0 < size_bytes <= MAX_SEALED_CHUNK_BYTES:
+            raise Corrupt(f"a sealed chunk of {size_bytes} bytes with an id of {len(id_)} cannot be")
+        free_on_disk = self._disk.free_bytes()
+        with self._lock:
+            if self._closed:
+                raise Unreachable("the storage is closing")
+            if self._index.size_of(id_) is not None:
+                return None, False
+            if (arriving := self._arriving.get(id_)) is not None:
+                return arriving, False
+            status = self._status(free_on_disk)
+            if self._arriving_bytes + size_bytes > status.free_bytes:
+                raise Full(
+                    f"the storage is full: {status.used_bytes} of {status.capacity_bytes} bytes used,"
+                    f" {status.free_bytes} free beside the reserve, {size_bytes} wanted"
+                    f" ({self._arriving_bytes} arriving)",
+                    "make room, raise --storage, or add a node",
+                )
+            ours: Future[None] = Future()
+            ours.set_running_or_notify_cancel()  # nobody's cancelled wait may cancel it for all
+            self._arriving[id_] = ours
+            self._arriving_bytes += size_bytes
+            return ours, True
+
+    def _settle(self, id_: bytes, size_bytes: int, error: CollectiveError | None) -> None:
+        """A write came to its end: the chunk is here, or is not; all who wait are told."""
+        with self._lock:
+            arriving = self._arriving.pop(id_)
+            self._arriving_bytes -= size_bytes
+            if error is None:
+                self._index.add(id_, size_bytes)
+        if error is None:
+            arriving.set_result(None)
         else:
-            with self._lock:
-                self._index.add(id_, len(view))
-            done.set_result(None)
-            return False
-        finally:
-            self._arriving_bytes -= len(view)
-            del self._arriving[id_]
+            arriving.set_exception(error)
 
-    def _check_room(self, wanted_bytes: int) -> None:
-        status = self.status()
-        if wanted_bytes > status.free_bytes:
-            raise Full(
-                f"the storage is full: {status.used_bytes} of {status.capacity_bytes} bytes used, {status.free_bytes}"
-                f" free beside the reserve, {wanted_bytes} wanted",
-                "make room, raise --storage, or add a node",
-            )
+    async def _write_uncancelled(self, id_: bytes, view: memoryview) -> None:
+        """Write in a thread, and wait for its end even when cancelled: until then it reads the caller's buffer."""
+        try:
+            writing = asyncio.get_running_loop().run_in_executor(self._writers, self._write, id_, view)
+        except RuntimeError:
+            self._settle(id_, len(view), Unreachable("the storage is closing"))
+            return
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
-    def _write(self, id_: bytes, view: memoryview) -> Future[None]:
-        if not 0 < len(view) <= MAX_SEALED_CHUNK_BYTES:
-            raise Corrupt(f"a sealed chunk of {len(view)} bytes cannot be")
-        hashes = hash_segments(view)
-        if chunk_id(hashes) != id_:
-            raise Corrupt("the bytes of a chunk are not the ones its id names")
-        temporary = self.directory / "tmp" / f"{id_.hex()}-{secrets.token_hex(4)}"
+    def _write(self, id_: bytes, view: memoryview) -> None:
+        """Check and write one chunk, and leave it to the committer. Every outcome goes to `_settle`."""
+        temporary = self._disk.temporary / f"{id_.hex()}-{secrets.token_hex(4)}"
+        size_bytes = len(view)
         descriptor = -1
         try:
+            hashes = hash_segments(view)
+            if chunk_id(hashes) != id_:
+                raise Corrupt("the bytes of a chunk are not the ones its id names")
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            _write_all(descriptor, [view, memoryview(TRAILER_VERSION + hashes)])
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                if descriptor >= 0:
+            write_chunk(descriptor, view, hashes)
+        except (OSError, Corrupt) as error:
+            if descriptor >= 0:
+                with contextlib.suppress(OSError):  # emptied at the next opening
                     os.close(descriptor)
-                temporary.unlink()
-            raise disk_error(error, f"a chunk cannot be written to {self.directory}") from error
-        return self._committer.submit(temporary, self._path(id_, len(view)), len(view), descriptor)
+                    temporary.unlink()
+            what = f"a chunk cannot be written to {self._disk.directory}"
+            self._settle(id_, size_bytes, error if isinstance(error, Corrupt) else disk_error(error, what))
+            return
+        self._committer.submit(
+            WrittenFile(
+                temporary,
+                self._disk.chunk_path(id_, size_bytes),
+                size_bytes,
+                descriptor,
+                lambda failure: self._settle(id_, size_bytes, failure),
+            )
+        )
 
     # ------------------------------------------------------------ reading
 
@@ -182,46 +218,43 @@ class ChunkStore:
     def read_segments(self, id_: bytes, first: int, count: int, out: memoryview) -> int:
         """Read sealed segments into `out`; the number of bytes. They are as stored: the reader verifies them.
 
-        Raises: NotFound, Corrupt (the file is short; it is set aside), Misconfigured.
+        `count` may reach beyond the chunk's end; `out` has room for what there is. Raises: NotFound (no such chunk or
+        segment), Corrupt (the file is gone, short or unreadable; it is set aside), Misconfigured, ValueError.
         """
         size = self.size_of(id_)
         start = first * SEALED_SEGMENT_BYTES
         wanted = min(count * SEALED_SEGMENT_BYTES, size - start)
-        if wanted <= 0:
+        if first < 0 or wanted <= 0:
             raise NotFound("no such segment in the chunk")
-        with self._reading(id_, size) as descriptor:
-            got = _pread_into(descriptor, out[:wanted], start)
-        if got < wanted:
-            self.quarantine(id_, f"the file ends at {start + got} of {size} bytes")
-            raise Corrupt("a stored chunk is shorter than its name says; it was set aside")
+        if len(out) < wanted:
+            raise ValueError(f"{len(out)} bytes of room for {wanted} of a chunk")
+        with self._reading(id_, size) as file:
+            read_exactly(file.descriptor, out[:wanted], start)
         return wanted
 
     def read_hashes(self, id_: bytes) -> bytes:
         """The chunk's hash list, verified against its id. Raises: NotFound, Corrupt (the chunk is set aside)."""
         size = self.size_of(id_)
-        length = HASH_BYTES * -(-size // SEALED_SEGMENT_BYTES)
-        trailer = bytearray(1 + length)
-        with self._reading(id_, size) as descriptor:
-            got = _pread_into(descriptor, memoryview(trailer), size)
-        try:
-            if got < len(trailer) or trailer[:1] != TRAILER_VERSION:
-                raise Corrupt("the trailer is missing or of an unknown version")
-            hashes = bytes(trailer[1:])
-            verify_hashes(id_, hashes, size)
-        except Corrupt as error:
-            self.quarantine(id_, error.message)
-            raise Corrupt("a stored chunk's trailer is broken; the chunk was set aside") from error
-        return hashes
+        with self._reading(id_, size) as file:
+            return read_trailer(file.descriptor, id_, size)
 
     def check(self, id_: bytes) -> None:
-        """Read the whole chunk and check every segment. Raises: NotFound, Corrupt (it is set aside)."""
-        hashes = self.read_hashes(id_)
+        """Read the whole chunk from the disk and check every segment. Raises: NotFound, Corrupt (it is set aside)."""
         size = self.size_of(id_)
-        buffer = memoryview(bytearray(size))
-        self.read_segments(id_, 0, len(hashes) // HASH_BYTES, buffer)
-        if hash_segments(buffer) != hashes:
-            self.quarantine(id_, "a segment does not match its hash")
-            raise Corrupt("a stored chunk is broken; it was set aside")
+        run = CHECK_SEGMENTS * SEALED_SEGMENT_BYTES
+        buffer = memoryview(bytearray(min(size, run)))
+        with self._reading(id_, size) as file:
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # the disk is asked, not its cache
+            hashes = read_trailer(file.descriptor, id_, size)
+            for start in range(0, size, run):
+                part = buffer[: min(run, size - start)]
+                read_exactly(file.descriptor, part, start)
+                first = start // SEALED_SEGMENT_BYTES * HASH_BYTES
+                if hash_segments(part) != hashes[first : first + CHECK_SEGMENTS * HASH_BYTES]:
+                    raise BrokenFileError(
+                        f"a segment between bytes {start} and {start + len(part)} does not match its hash"
+                    )
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def chunk_after(self, id_: bytes) -> tuple[bytes, int] | None:
         """(id, sealed size) of the chunk after an id, b"" for the first; None at the end."""
@@ -229,54 +262,50 @@ class ChunkStore:
             return self._index.after(id_)
 
     @contextlib.contextmanager
-    def _reading(self, id_: bytes, size: int) -> Iterator[int]:
-        """A descriptor of the chunk's file, from a bounded cache; it stays open while in use."""
-        with self._lock:
-            file = self._open.pop(id_, None)
-            if file is None:
-                try:
-                    file = _OpenFile(os.open(self._path(id_, size), os.O_RDONLY | os.O_CLOEXEC))
-                except FileNotFoundError:
-                    self._index.remove(id_)
-                    raise NotFound("the chunk's file is gone") from None
-                except OSError as error:
-                    raise disk_error(error, "a stored chunk cannot be opened") from error
-            self._open[id_] = file
-            file.users += 1
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].drop()
+    def _reading(self, id_: bytes, size: int) -> Iterator[OpenFile]:
+        """The chunk's open file. What turns out broken inside the block is set aside and told as Corrupt."""
         try:
-            yield file.descriptor
+            with self._files.reading(id_, self._disk.chunk_path(id_, size)) as file:
+                try:
+                    yield file
+                except BrokenFileError as error:
+                    if not file.dropped:  # else it was set aside, perhaps fetched again, while we read
+                        self.quarantine(id_, str(error))
+                    raise Corrupt(f"a stored chunk is broken and was set aside: {error}") from error
+        except FileNotFoundError as error:
+            self.quarantine(id_, "the file is gone")
+            raise Corrupt("a stored chunk's file is gone") from error
         except OSError as error:
             raise disk_error(error, "a stored chunk cannot be read") from error
-        finally:
-            with self._lock:
-                file.release()
 
     # ------------------------------------------------------------ care
 
     def quarantine(self, id_: bytes, reason: str) -> None:
-        """Set a chunk aside with its reason; it is no longer here for anybody."""
+        """Set a chunk aside with its reason; it is no longer here for anybody. No chunk, nothing to do.
+
+        Raises: Full, Misconfigured (the disk does not let it be moved: it stays where it is).
+        """
         with self._lock:
             size = self._index.size_of(id_)
             if size is None:
                 return
+            try:
+                moved = self._disk.set_aside(id_, size, reason)
+            except OSError as error:
+                raise disk_error(error, "a broken chunk cannot be set aside") from error
             self._index.remove(id_)
-            if (file := self._open.pop(id_, None)) is not None:
-                file.drop()
-            name = f"{id_.hex()}-{size}"
-            with contextlib.suppress(FileNotFoundError):
-                self._path(id_, size).rename(self._quarantine / name)
-            with (self._quarantine / "reasons.jsonl").open("a") as log:
-                log.write(json.dumps({"chunk": name, "reason": reason}) + "\n")
-            self._quarantined_count += 1
+            self._files.forget(id_)
+            self._quarantined_count += moved
 
     def status(self) -> StoreStatus:
-        """Figures now."""
-        disk = os.statvfs(self.directory)
-        on_disk_free = disk.f_bavail * disk.f_frsize
+        """Figures now. Raises: Misconfigured (the disk does not answer)."""
+        free_on_disk = self._disk.free_bytes()
+        with self._lock:
+            return self._status(free_on_disk)
+
+    def _status(self, free_on_disk: int) -> StoreStatus:
         used = self._index.total_bytes
-        capacity = min(self._capacity_bytes, used + max(0, on_disk_free - self._reserve_bytes))
+        capacity = min(self._capacity_bytes, used + max(0, free_on_disk - self._reserve_bytes))
         return StoreStatus(
             capacity_bytes=capacity,
             used_bytes=used,
@@ -286,88 +315,9 @@ class ChunkStore:
         )
 
     def keep_head(self, feed_id: bytes, head: bytes) -> None:
-        """Keep a signed feed head, synced, replacing the one before."""
-        path = self.directory / "heads" / feed_id.hex()
-        temporary = path.with_suffix(".new")
-        try:
-            with temporary.open("wb") as file:
-                file.write(head)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise disk_error(error, "a feed head cannot be kept") from error
+        """Keep a signed feed head, synced, in place of the one before. Raises: Full, Misconfigured."""
+        self._disk.keep_head(feed_id, head)
 
     def heads(self) -> dict[bytes, bytes]:
-        """Feed id -> the head kept."""
-        folder = self.directory / "heads"
-        return {bytes.fromhex(path.name): path.read_bytes() for path in folder.iterdir() if not path.suffix}
-
-    def _path(self, id_: bytes, size: int) -> Path:
-        return self._chunks / f"{id_[0]:02x}" / f"{id_.hex()}-{size}"
-
-
-class _OpenFile:
-    """A descriptor with its users; closed when dropped by the cache and unused."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.users = 0
-        self._dropped = False
-
-    def release(self) -> None:
-        self.users -= 1
-        if self._dropped and self.users == 0:
-            os.close(self.descriptor)
-
-    def drop(self) -> None:
-        self._dropped = True
-        if self.users == 0:
-            os.close(self.descriptor)
-
-
-def _read_or_make_marker(directory: Path, expected: str | None) -> str:
-    path = directory / MARKER
-    found = path.read_text().strip() if path.exists() else None
-    if expected is not None and found != expected:
-        raise Misconfigured(
-            f"{directory} is not the disk that was here before ({'another marker' if found else 'no marker'})",
-            "mount the disk, or name another --storage-path",
-        )
-    if found is None:
-        found = secrets.token_hex(16)
-        path.write_text(found + "\n")
-    return found
-
-
-def _parsed(names: Iterator[str]) -> Iterator[tuple[bytes, int]]:
-    """Chunks by their file names; whatever else lies there is not ours."""
-    for name in names:
-        id_hex, separator, size = name.partition("-")
-        if separator and len(id_hex) == 64 and size.isdigit():
-            with contextlib.suppress(ValueError):
-                yield bytes.fromhex(id_hex), int(size)
-
-
-def _write_all(descriptor: int, buffers: list[memoryview]) -> None:
-    while buffers:
-        written = os.writev(descriptor, buffers)
-        while buffers and written >= len(buffers[0]):
-            written -= len(buffers.pop(0))
-        if written:
-            buffers[0] = buffers[0][written:]
-
-
-def _pread_into(descriptor: int, out: memoryview, offset: int) -> int:
-    done = 0
-    while done < len(out):
-        got = os.preadv(descriptor, [out[done:]], offset + done)
-        if got == 0:
-            break
-        done += got
-    return done
+        """Feed id -> the head kept. Raises: Misconfigured."""
+        return self._disk.heads()
