@@ -60,6 +60,10 @@ class Catalog(Ledger):
         """(store, version, member) that own DataStores still need."""
         return placements.copies_missing(self)
 
+    def versions_short_of_members(self) -> list[tuple[bytes, bytes, int]]:
+        """(store, version, plain bytes) of own live versions placed on too few members."""
+        return placements.versions_short_of_members(self)
+
     def versions_below_target(self, store_id: bytes) -> int:
         """Live versions with fewer copies than asked for."""
         return placements.versions_below_target(self, store_id)

@@ -8,7 +8,14 @@ from collective.catalog.ledger import Ledger
 from collective.core.errors import NotFound
 from collective.wire import feed_pb2
 
-__all__ = ["copies_missing", "hold", "put_pages", "restate_holdings", "versions_below_target"]
+__all__ = [
+    "copies_missing",
+    "hold",
+    "put_pages",
+    "restate_holdings",
+    "versions_below_target",
+    "versions_short_of_members",
+]
 
 EXCEPTIONS_INLINE = 64
 COPIES_PER_ROUND = 256
@@ -105,6 +112,23 @@ def copies_missing(ledger: Ledger) -> list[tuple[bytes, bytes, str]]:
         ledger.own_domain, COPIES_PER_ROUND,
     )  # fmt: skip
     return [(store, version, str(member)) for store, version, member in rows]  # type: ignore[misc]
+
+
+def versions_short_of_members(ledger: Ledger) -> list[tuple[bytes, bytes, int]]:
+    """(store, version, plain bytes) of own live versions that are placed on fewer members than asked for."""
+    rows = ledger._all(
+        "SELECT v.feed_id, v.version_id, v.size_bytes, d.definition, count(p.domain) FROM versions v"
+        " JOIN feeds f USING (feed_id) JOIN datastores d USING (feed_id)"
+        " JOIN placements p USING (feed_id, version_id) JOIN members m ON m.domain = p.domain"
+        f" WHERE d.owner = ? AND NOT m.removed AND {_LIVE} GROUP BY v.feed_id, v.version_id ORDER BY v.seq",
+        ledger.own_domain,
+    )
+    short = []
+    for store_id, version_id, size, definition, count in rows:
+        replicas = feed_pb2.DataStoreDefinition.FromString(definition).replicas  # type: ignore[arg-type]
+        if count < replicas:  # type: ignore[operator]
+            short.append((store_id, version_id, size))
+    return short[:COPIES_PER_ROUND]  # type: ignore[return-value]
 
 
 def versions_below_target(ledger: Ledger, store_id: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -162,11 +163,10 @@ def members(context: click.Context, as_json: bool) -> None:
     """Who is a member, with what this home knows of them."""
     rows = read_members(home_of(context))
     if as_json:
-        print_json({"members": rows})
+        print_json({"members": [dataclasses.asdict(row) for row in rows]})
         return
     for row in rows:
-        removed = "  removed" if row["removed"] else ""
-        click.echo(f"{row['member']}  {row['domain']}  {' '.join(row['endpoints'])}{removed}")
+        click.echo(f"{row.identity}  {row.domain}  {' '.join(row.endpoints)}{'  removed' if row.removed else ''}")
 
 
 def _make_home(home: Home) -> None:

@@ -105,19 +105,30 @@ async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) 
         reader.close()
 
 
-def read_members(home: Home) -> list[dict[str, object]]:
-    """The roster as plain rows: identity, domain, endpoints, whether removed."""
+@dataclass(frozen=True)
+class RosterRow:
+    """One member for people: identity, domain, where its coordinator is reached, what it pledges."""
+
+    identity: str
+    domain: str
+    removed: bool
+    endpoints: list[str]
+    pledge_bytes: int
+
+
+def read_members(home: Home) -> list[RosterRow]:
+    """The roster, from this home's database."""
     own_domain = Credentials.load(home.identity, "client").identity.member_domain
     reader = Reader.open(home.database, own_domain)
     try:
         return [
-            {
-                "member": member_identity(member.domain),
-                "domain": member.domain,
-                "removed": member.removed,
-                "endpoints": [f"{end.type}:{end.grpc}" for end in (member.card.endpoints if member.card else ())],
-                "pledge_bytes": member.card.pledge_bytes if member.card else 0,
-            }
+            RosterRow(
+                identity=member_identity(member.domain),
+                domain=member.domain,
+                removed=member.removed,
+                endpoints=[f"{end.type}:{end.grpc}" for end in (member.card.endpoints if member.card else ())],
+                pledge_bytes=member.card.pledge_bytes if member.card else 0,
+            )
             for member in reader.members()
         ]
     finally:
@@ -131,13 +142,13 @@ def known_domains(home: Home) -> set[str]:
             f"there is no home at {home.path}",
             "make one with `collective federation init` or `federation join`, or name it with --home",
         )
-    return {str(row["domain"]) for row in read_members(home)}
+    return {row.domain for row in read_members(home)}
 
 
 async def ping_member(home: Home, member: str, clock: Clock) -> str:
     """Reach another member's coordinator once; its address. Raises: Unreachable, Refused."""
     async with open_read_side(home, clock) as side:
-        known = {str(row["domain"]) for row in read_members(home)}
+        known = {row.domain for row in read_members(home)}
         domain = member if "@" not in member else parse_address(member).domain
         if "@" in member and domain not in known:
             domain = member_domain(member)

@@ -31,7 +31,7 @@ from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
-from collective.transfer.placing import member_chooser
+from collective.transfer.placing import ChooseMembers, member_chooser, place_again
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
@@ -79,6 +79,7 @@ class Parts:
     clock: Clock
     observer: Observer
     endpoints: list[feed_pb2.Endpoint]
+    choose_members: ChooseMembers
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
@@ -169,6 +170,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         introduction=introduction,
         signing_certificate=household.keys.signing_certificate,
     )
+    choose_members = member_chooser(catalog, nodes, own.member_domain)
     commands = CommandDesk(
         catalog=catalog,
         nodes=nodes,
@@ -177,7 +179,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         clock=clock,
         own_address=own.address,
         store_secret=lambda store_id: derive_store_secret(household.chunk_secret, store_id),
-        choose_members=member_chooser(catalog, nodes, own.member_domain),
+        choose_members=choose_members,
         write=writer,
     )
     sync = PeerSync(
@@ -216,7 +218,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     ]
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints,
+        observer, endpoints, choose_members,
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -306,7 +308,11 @@ async def _guarded(parts: Parts, what: str, work: Callable[[], Awaitable[None]])
 
 
 async def _tend(parts: Parts) -> None:
-    if await parts.writer(lambda: parts.catalog.tend(parts.clock.wall())):
+    def care() -> bool:
+        changed = parts.catalog.tend(parts.clock.wall())
+        return place_again(parts.catalog, parts.choose_members) or changed
+
+    if await parts.writer(care):
         parts.bell.ring()
 
 

@@ -11,6 +11,12 @@ Words of this room:
 The gRPC adapters (`net.rpc`, `net.channels`) are imported by name, never from here: they are slow to load.
 """
 
+import os
+
+# The gRPC library reads these when it is loaded: without them every child process makes it complain on stderr.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from collective.net.endpoints import NetworkEndpoint, free_port, parse_endpoint, parse_host_port
 from collective.net.lane import (
     LaneCaller,

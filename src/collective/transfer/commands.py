@@ -6,7 +6,7 @@ Without a running coordinator the same handlers run in the command's own process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,13 @@ from collective.identity import ComponentKind, Level
 from collective.net.rpc import Caller, Row
 from collective.transfer.events import ChangeBell
 from collective.transfer.nodes import NodeDirectory, TicketOffice
+from collective.transfer.placing import ChooseMembers
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CommandDesk", "control_rows"]
 
 FILES_PER_MESSAGE = 512
 LEVEL_LOCAL, LEVEL_TWO = "local", "two"
-ChooseMembers = Callable[[DataStore, bytes, int], Sequence[str]]
-"""(DataStore, version id, sealed bytes) -> member domains that shall hold it, the writer's first."""
 
 
 @dataclass(frozen=True)

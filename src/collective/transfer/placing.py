@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from collective.catalog import Catalog, DataStore, Member
 from collective.chunks import CandidateMember, PlacementInput, place_members, rank_hosts
 from collective.transfer.nodes import NodeDirectory
+from collective.wire import feed_pb2
 
-__all__ = ["choose_hosts", "member_chooser"]
+__all__ = ["ChooseMembers", "choose_hosts", "member_chooser", "place_again"]
 
+ChooseMembers = Callable[[DataStore, bytes, int], Sequence[str]]
+"""(DataStore, version id, bytes) -> member domains that shall hold it, the writer's first."""
 HOSTS_AT_LEAST = 2  # other members that follow a store feed sealed, so that names survive like bytes
 
 
@@ -41,6 +44,20 @@ def member_chooser(
         ).members
 
     return choose
+
+
+def place_again(catalog: Catalog, choose: Callable[[DataStore, bytes, int], Sequence[str]]) -> bool:
+    """Place versions that found too few members when they were written, now that more are there; whether any was."""
+    placed = False
+    for store_id, version_id, size_bytes in catalog.versions_short_of_members():
+        now_held = catalog.placed_members(store_id, version_id)
+        chosen = choose(catalog.store(store_id), version_id, size_bytes)
+        members = [*now_held, *(domain for domain in chosen if domain not in now_held)]
+        members = members[: max(len(now_held), catalog.store(store_id).replicas)]
+        if len(members) > len(now_held):
+            catalog.append_store(store_id, placements=[feed_pb2.Placement(version_id=version_id, members=members)])
+            placed = True
+    return placed
 
 
 def _candidate(catalog: Catalog, member: Member, own_domain: str, nodes: NodeDirectory) -> CandidateMember:

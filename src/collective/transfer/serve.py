@@ -23,7 +23,7 @@ from collective.net.rpc import Caller, Row
 from collective.transfer.copies import CopyDesk
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
-from collective.transfer.sync import EntryServer
+from collective.transfer.sync import EntryServer, introduce
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["FederationDesk", "federation_rows", "membership_rows"]
@@ -67,7 +67,7 @@ class FederationDesk:
         if request.federation_domain != identity.federation_domain:
             raise Refused(f"{identity.address} is of {identity.federation_domain}, not {request.federation_domain}")
         self.book.learn(identity.member_domain, request.endpoints)
-        own = self.introduction()
+        own = introduce(self.catalog, self.introduction())
         reply = control_pb2.PeerConnectReply()
         reply.ParseFromString(own.SerializeToString())  # the same fields under the same numbers
         return reply
