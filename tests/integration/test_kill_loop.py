@@ -60,8 +60,7 @@ def kill_loop(federation: Federation, tmp_path: Path, kills: int, seed: int) -> 
         if victim == "node":
             os.kill(alice.node_pid(), signal.SIGKILL)
         elif victim == "coordinator":
-            os.kill(alice.coordinator.pid, signal.SIGKILL)
-            alice.coordinator.wait(10)
+            alice.kill_coordinator_alone()
             alice.start()
         else:
             alice.kill()

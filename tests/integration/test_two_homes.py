@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -153,9 +152,7 @@ def test_the_node_ends_with_a_killed_coordinator(federation: Federation) -> None
     alice = federation.found("alice")
     alice.start()
     node = alice.node_pid()
-    assert alice.coordinator is not None
-    os.kill(alice.coordinator.pid, signal.SIGKILL)
-    alice.coordinator.wait(10)
+    alice.kill_coordinator_alone()
     wait_for(lambda: not Path(f"/proc/{node}").exists(), "the node to end")
     alice.start()
     assert alice.status()["nodes"][0]["answers"]

@@ -86,6 +86,7 @@ class Home:
 
     def start(self, *more: str) -> None:
         """Start the coordinator with its node and wait until it serves."""
+        self._close_pipe()
         log = (self.path / "coordinator.log").open("ab")
         storage = ["--storage", self.storage] if self.storage else []
         if self.storage_path:
@@ -124,6 +125,14 @@ class Home:
         self.coordinator = None
         return code
 
+    def kill_coordinator_alone(self) -> None:
+        """kill -9 of the one process; its node is left to end by itself."""
+        assert self.coordinator is not None
+        os.kill(self.coordinator.pid, signal.SIGKILL)
+        self.coordinator.wait(10)
+        self._close_pipe()
+        self.coordinator = None
+
     def _close_pipe(self) -> None:
         if self.coordinator is not None and self.coordinator.stdout is not None:
             self.coordinator.stdout.close()
@@ -132,10 +141,10 @@ class Home:
         return self.ok("status", "--json").json
 
     def node_pid(self) -> int:
-        """The carried node's process."""
+        """The carried node's process, as soon as it runs."""
         assert self.coordinator is not None
-        children = Path(f"/proc/{self.coordinator.pid}/task/{self.coordinator.pid}/children").read_text().split()
-        return int(children[0])
+        children = Path(f"/proc/{self.coordinator.pid}/task/{self.coordinator.pid}/children")
+        return int(wait_for(lambda: children.read_text().split(), "the node process")[0])
 
     def close(self) -> None:
         for row in (self.path / "mounts").glob("*.json"):

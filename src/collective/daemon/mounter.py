@@ -23,7 +23,7 @@ from collective.core.errors import CollectiveError, Misconfigured, NotFound, Unr
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, open_read_side
 from collective.daemon.home import Home
-from collective.daemon.runtime import LogObserver, until_stopped
+from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
 from collective.mount import unmount as unmount_directory
 from collective.net.lane import LaneConnection
@@ -89,18 +89,12 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
                     await serving
             writing.cancel()
     except BaseExceptionGroup as group_error:
-        first = _first_error(group_error)
+        first = first_error(group_error)
         if isinstance(first, CollectiveError) and ready_descriptor >= 0 and not record.exists():
             tell(json.dumps({"message": first.message, "hint": first.hint}))
         raise first from None
     finally:
         record.unlink(missing_ok=True)
-
-
-def _first_error(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _write_statistics(side: ReadSide, options: MountOptions, record: Path) -> None:

@@ -15,6 +15,8 @@ from typing import IO, TypeVar
 
 import uvloop
 
+from collective.core.errors import CollectiveError
+
 __all__ = [
     "LogObserver",
     "SystemClock",
@@ -87,8 +89,24 @@ def die_with_parent(parent: int) -> None:
 
 def run(main: Coroutine[object, object, Result]) -> Result:
     """Run a process's main coroutine on uvloop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+def first_error(error: BaseException) -> BaseException:
+    """What a person should read of a group of failures: the first that is one of our kinds, else the first."""
+    leaves: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            waiting = [*one.exceptions, *waiting]
+        else:
+            leaves.append(one)
+    return next((leaf for leaf in leaves if isinstance(leaf, CollectiveError)), leaves[0])
 
 
 @contextlib.contextmanager
