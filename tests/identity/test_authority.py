@@ -216,9 +216,7 @@ class TestAuthorityInOpenssl:
         leaf = federation.forge(under, [x509.DNSName("n.x.bob.collective.local")])
         for name, certificate in (("root", federation.root.certificate), ("leaf", leaf)):
             (tmp_path / f"{name}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
-        (tmp_path / "ca.crt").write_bytes(
-            below.public_bytes(Encoding.PEM) + bob.certificate.public_bytes(Encoding.PEM)
-        )
+        (tmp_path / "ca.crt").write_bytes(below.public_bytes(Encoding.PEM) + bob.certificate.public_bytes(Encoding.PEM))
         moment = str(int(federation.now))
         command = ["openssl", "verify", "-attime", moment, "-CAfile", "root.crt", "-untrusted", "ca.crt", "leaf.crt"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

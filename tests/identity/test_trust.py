@@ -284,8 +284,9 @@ class TestTrustStoreConstraints:
         good = federation_extensions(
             "collective.local", domain, ComponentKind.NODE, parse_address(f"coord@{domain}"), {"read"}
         )
+        values = (b"", b"\x0c", b"\x0c\x05ab", b"\x0c\x81\x02ab", b"\x0c\x02\xff\xfe", b"\x0c\x02zz", b"\x16\x01a")
         for index in range(4):
-            for value in (b"", b"\x0c", b"\x0c\x05ab", b"\x0c\x81\x02ab", b"\x0c\x02\xff\xfe", b"\x0c\x02zz", b"\x16\x01a"):
+            for value in values:
                 broken = list(good)
                 broken[index] = x509.UnrecognizedExtension(good[index].oid, value)
                 leaf = federation.forge(federation.members["bob"], names, broken)
