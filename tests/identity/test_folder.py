@@ -143,8 +143,9 @@ class TestFolderComponent:
         )
         again = sign_component(out, folder, ComponentKind.NODE, "node-03", NOW)
         assert again.subject == f"node-03@{ALICE}", "a second one goes beside it"
-        with pytest.raises(Conflict, match=r"node-02\.crt is there"):
+        with pytest.raises(Conflict, match=r"node-02\.crt is there") as refusal:
             sign_component(out, folder, ComponentKind.NODE, "node-02", NOW)
+        assert "--renew" in refusal.value.hint
 
     def test_in_a_home(self, folder: Path, tmp_path: Path) -> None:
         """A home's own identity folder holds its CA as member-ca; the component goes beside it."""

@@ -37,6 +37,8 @@ __all__ = ["Written", "init_root", "renew_component", "request_member", "sign_co
 COORDINATOR_NAME = "coord"
 RESERVED_NAMES = ("card", "signing")  # and all that end in -ca: other files of an identity folder
 CSR_LIMIT_BYTES = 64 * 1024
+KEEP_HINT = "whoever lost a CA's key cannot sign again; move it away first, or choose another folder with --out"
+RENEW_HINT = "--renew gives the key that is there a new certificate; for another component choose another --name"
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def sign_component(
     for path, certificate in beside:
         if path.exists() and load_certificate(path) != certificate:
             raise Conflict(f"{path} is of another member or federation", "choose another folder with --out")
-    _make_room(directory, (leaf_path, key_path))
+    _make_room(directory, (leaf_path, key_path), RENEW_HINT)
     for path, certificate in beside:
         save_certificate(path, certificate)
     save_private_key(key_path, key)
@@ -171,17 +173,14 @@ def _complete(member: str, federation_domain: str) -> str:
     return validate_domain(member if "." in member else f"{member}.{federation_domain}")
 
 
-def _check_absent(files: Iterable[Path]) -> None:
+def _check_absent(files: Iterable[Path], hint: str = KEEP_HINT) -> None:
     for path in files:
         if path.exists() or path.is_symlink():
-            raise Conflict(
-                f"{path} is there already and is not overwritten",
-                "whoever lost a CA's key cannot sign again; move it away first, or choose another folder with --out",
-            )
+            raise Conflict(f"{path} is there already and is not overwritten", hint)
 
 
-def _make_room(directory: Path, files: Iterable[Path]) -> None:
-    _check_absent(files)
+def _make_room(directory: Path, files: Iterable[Path], hint: str = KEEP_HINT) -> None:
+    _check_absent(files, hint)
     if not directory.exists():
         ensure_private_directory(directory)
     elif not directory.is_dir():
