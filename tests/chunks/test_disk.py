@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from collective.chunks import ChunkStore
+from collective.chunks import ChunkStore, disk
 from collective.chunks.descriptors import Descriptors
 from collective.core.errors import Misconfigured
 
@@ -59,6 +60,21 @@ async def test_unfinished_writes_are_cleared_and_foreign_files_are_left_and_not_
     assert store.size_of(bytes.fromhex(id_)) == 5
     assert all((tmp_path / "chunks" / "ab" / name).exists() for name in names)
     await store.close()
+
+
+async def test_names_found_at_opening_are_synced_before_they_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed between rename and folder sync leaves names that a power loss could still take."""
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "sync_file_system", fail)
+        with pytest.raises(Misconfigured, match="Input/output error"):
+            ChunkStore.open(tmp_path, capacity_bytes=1)
+    await ChunkStore.open(tmp_path, capacity_bytes=1).close()  # the failed opening let go of the lock
 
 
 async def test_a_folder_that_cannot_be_used_is_misconfigured(tmp_path: Path) -> None:

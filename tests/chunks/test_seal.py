@@ -124,6 +124,18 @@ def test_segments_moved_within_or_between_chunks_are_corrupt() -> None:
             open_all(key, chunk_id(forged), moved, forged, size)
 
 
+def test_a_host_that_holds_the_key_cannot_forge() -> None:
+    """It seals other bytes rightly, under the right number; only the list, and the id over it, tell."""
+    size = 2 * SEGMENT_BYTES
+    _, key, chunk = sealed_from(9, size)
+    forged = seal_chunk(key, b"forged" * 30_000).sealed[:SEALED_SEGMENT_BYTES]
+    sealed = bytes(forged) + bytes(chunk.sealed[SEALED_SEGMENT_BYTES:])
+    with pytest.raises(Corrupt):
+        open_all(key, chunk.id, sealed, chunk.hashes, size)
+    with pytest.raises(Corrupt):
+        open_all(key, chunk.id, sealed, hash_segments(sealed), size)
+
+
 def test_a_segment_asked_for_by_another_number_is_corrupt() -> None:
     size = 3 * SEGMENT_BYTES
     _, key, chunk = sealed_from(6, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from collective.chunks import ChunkStore, SealedChunk, hash_segments
+from collective.chunks.chunkfile import read_trailer
 from collective.core.errors import Corrupt, Full, NotFound, Unreachable
 from collective.core.layout import MAX_SEALED_CHUNK_BYTES, SEALED_SEGMENT_BYTES, SEGMENT_BYTES
 
@@ -239,6 +241,58 @@ async def test_a_cancelled_put_keeps_the_buffer_until_it_is_read_and_hurts_nobod
     assert read_all(store, chunk.id) == chunk.sealed
     following = make_chunk(9, 500)
     assert await store.put(following.id, following.sealed) is False
+
+
+async def test_a_put_cancelled_while_it_is_synced_is_still_kept_and_the_next_are_answered(
+    store: ChunkStore, make_chunk: MakeChunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on, real = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        reached.set()
+        assert go_on.wait(20)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    chunk, following = make_chunk(10, 500), make_chunk(11, 500)
+    task = asyncio.create_task(store.put(chunk.id, chunk.sealed))
+    await asyncio.to_thread(reached.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not store.has(chunk.id)  # not durable yet
+    go_on.set()
+    async with asyncio.timeout(20):
+        assert await store.put(following.id, following.sealed) is False
+        assert await store.put(chunk.id, chunk.sealed) is True
+    store.check(chunk.id)
+
+
+async def test_a_reader_of_a_file_set_aside_meanwhile_does_not_set_aside_the_one_fetched_again(
+    store: ChunkStore, make_chunk: MakeChunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = make_chunk(12, 500)
+    await store.put(chunk.id, chunk.sealed)
+    path = path_of(store, chunk)
+    path.write_bytes(b"broken")
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(descriptor: int, id_: bytes, size: int) -> bytes:
+        reached.set()
+        assert go_on.wait(20)
+        return read_trailer(descriptor, id_, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("collective.chunks.store.read_trailer", slow)
+        reading = asyncio.create_task(asyncio.to_thread(store.read_hashes, chunk.id))
+        await asyncio.to_thread(reached.wait, 20)
+        store.quarantine(chunk.id, "somebody else saw it")
+        assert await store.put(chunk.id, chunk.sealed) is False
+        go_on.set()
+        with pytest.raises(Corrupt):
+            await reading
+    assert store.has(chunk.id)
+    store.check(chunk.id)
 
 
 async def test_closing_finishes_what_was_begun_and_takes_nothing_more(tmp_path: Path, make_chunk: MakeChunk) -> None:

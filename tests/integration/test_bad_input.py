@@ -49,10 +49,7 @@ def test_wrong_certificate(federation: Federation, alice: Home, tmp_path: Path) 
         outcome = mallory.run("ping", "alice.media.collective")
         assert outcome.code in (1, 3)
         peers = mallory.path / "peers.json"
-        peers.write_text(
-            '{"alice.media.collective": [{"type": "lan", "grpc": "127.0.0.1:%d", "lane": "127.0.0.1:%d"}]}'
-            % (alice.ports[0], alice.ports[1])
-        )
+        peers.write_text(f'{{"alice.media.collective": [{{"type": "lan", "grpc": "127.0.0.1:{alice.ports[0]}"}}]}}')
         clear(mallory.run("ping", "alice.media.collective"), "alice.media.collective", "certificate")
     finally:
         stranger.close()

@@ -81,7 +81,7 @@ def test_names_are_listed_moved_and_removed(federation: Federation, tmp_path: Pa
 
 def test_a_second_member_reads_what_it_was_given(three: Federation, tmp_path: Path) -> None:
     """bob holds the second copy and carol reads; without the grant she gets no name and no byte."""
-    alice, bob, carol = movies(three)
+    alice, _, carol = movies(three)
     expected = random_file(tmp_path / "film", (30 << 20) + 123)
     put = alice.ok("put", tmp_path / "film", "/media/movies/film", "--level", "two", "--json").json
     assert put["level"] == "two"

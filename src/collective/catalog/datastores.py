@@ -118,7 +118,8 @@ def _first_position(ledger: Ledger, feed_id: bytes) -> feed_pb2.Position:
 
 def _definition(ledger: Ledger, store_id: bytes) -> feed_pb2.DataStoreDefinition:
     row = ledger._one("SELECT definition FROM datastores WHERE feed_id = ?", store_id)
-    assert row is not None and isinstance(row[0], bytes)
+    assert row is not None
+    assert isinstance(row[0], bytes)
     return feed_pb2.DataStoreDefinition.FromString(row[0])
 
 

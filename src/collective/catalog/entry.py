@@ -138,7 +138,7 @@ def build_entry(
     sealed_plain: bytes = b"",
     store_key: bytes = b"",
 ) -> ParsedEntry:
-    """The next entry after `previous` (a Position without hash: the first of its epoch 1). Raises: Refused (too large)."""
+    """The next entry after `previous` (a Position without hash: the first of epoch 1). Raises: Refused (too large)."""
     header = feed_pb2.Header(
         format=FORMAT,
         feed_id=feed_id,

@@ -41,7 +41,7 @@ class FeedState:
 
 
 def check_follows(head: FeedState, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart | None) -> None:
-    """Raises: Gap, Corrupt, Conflict when the entry may not come next. Entries at or below the head are not asked about."""
+    """That an entry above the head may come next. Raises: Gap, Corrupt, Conflict."""
     header = entry.header
     if header.seq != head.seq + 1:
         raise Gap(f"entry {header.seq} came, {head.seq + 1} is next", "the missing entries are pulled")

@@ -80,7 +80,9 @@ def open_wraps(ledger: Ledger) -> int:
     )  # fmt: skip
     opened = 0
     for feed_id, key_name, wrapped in rows:
-        assert isinstance(feed_id, bytes) and isinstance(key_name, bytes) and isinstance(wrapped, bytes)
+        assert isinstance(feed_id, bytes)
+        assert isinstance(key_name, bytes)
+        assert isinstance(wrapped, bytes)
         try:
             key = unwrap_key(ledger.own.wrapping_key, wrapped, feed_id=feed_id, key_name=key_name)
             if key_name_of(key) != key_name:

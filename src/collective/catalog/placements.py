@@ -141,5 +141,6 @@ def versions_below_target(ledger: Ledger, store_id: bytes) -> int:
         f" WHERE p.feed_id = v.feed_id AND p.version_id = v.version_id AND {_HELD}) < ?",
         store_id, store.replicas,
     )  # fmt: skip
-    assert row is not None and isinstance(row[0], int)
+    assert row is not None
+    assert isinstance(row[0], int)
     return row[0]

@@ -86,7 +86,8 @@ class Reader:
         """The roster in its order, removed ones included."""
         rows = self._all(
             "SELECT m.domain, m.ca, m.generation, m.feed_id, m.removed, c.card, s.certificate FROM members m"
-            " LEFT JOIN cards c USING (domain) LEFT JOIN signing_keys s USING (domain) ORDER BY m.roster_order, m.domain"
+            " LEFT JOIN cards c USING (domain) LEFT JOIN signing_keys s USING (domain)"
+            " ORDER BY m.roster_order, m.domain"
         )
         return [
             Member(
@@ -208,8 +209,8 @@ class Reader:
     ) -> list[bytes]:
         """Entries past `seq`, verbatim, at least one when there is any. Raises: Corrupt (a stored one is broken)."""
         rows = self._all(
-            "SELECT e.seq, e.hash, e.entry FROM entries e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ? AND e.seq > ?"
-            " ORDER BY e.seq LIMIT ?",
+            "SELECT e.seq, e.hash, e.entry FROM entries e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ?"
+            " AND e.seq > ? ORDER BY e.seq LIMIT ?",
             feed_id, seq, max_entries,
         )  # fmt: skip
         entries: list[bytes] = []
@@ -417,7 +418,7 @@ class Reader:
         if not store.readable:
             raise Refused(
                 f"{store.path.decode(errors='replace')} of {store.owner} cannot be read from here",
-                f"{store.owner} gives READ with: collective datastore grant {store.path.decode(errors='replace')} read …",
+                f"{store.owner} gives it: collective datastore grant {store.path.decode(errors='replace')} read …",
             )
         return store
 
@@ -448,7 +449,7 @@ class Reader:
     def content(self, node: Node) -> Inline | VersionReference:
         """Where a file's content is. Raises: NotFound."""
         row = self._one(
-            "SELECT i.content, i.size_bytes FROM inodes i JOIN feeds f ON f.id = i.store WHERE f.feed_id = ? AND i.number = ?",
+            "SELECT i.content FROM inodes i JOIN feeds f ON f.id = i.store WHERE f.feed_id = ? AND i.number = ?",
             node.store_id, node.number,
         )  # fmt: skip
         if row is None:

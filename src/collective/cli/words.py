@@ -35,7 +35,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def home_of(context: click.Context, config_file: Path | None = None) -> Home:
     """The home that `--home`, COLLECTIVE_HOME or the default names."""
     root = context.find_root().obj
-    return Home(Path(root) if root is not None else default_home(), config_file)
+    return Home((Path(root) if root is not None else default_home()).absolute(), config_file)
 
 
 def start(main: Coroutine[Any, Any, Result]) -> Result:
@@ -62,7 +62,7 @@ def path_and_owner(text: str, known_domains: set[str]) -> tuple[bytes, str]:
     raw = text.encode(errors="surrogateescape")
     if not raw.startswith(b"/"):
         raise Refused(f"{text!r} is not a path in the library", "write it from the top: /media/movies/film.mkv")
-    path, separator, suffix = raw.rpartition(b"@")
+    _, separator, suffix = raw.rpartition(b"@")
     if separator:
         domain = suffix.decode(errors="replace").lower()
         if domain in known_domains:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from collective.wire import lane_pb2
 __all__ = ["MountOptions", "mount_in_background", "run_mounter", "unmount"]
 
 READY_SECONDS = 30.0
+UNMOUNT_SECONDS = 10.0
 STATISTICS_SECONDS = 1.0
 POLL_SECONDS = 0.5  # how often the database is looked at while no coordinator tells of changes
 EVENT_TIMEOUT_SECONDS = 30.0
@@ -175,11 +177,15 @@ def mount_in_background(home: Home, options: MountOptions) -> None:
 
 
 def unmount(home: Home, directory: Path) -> None:
-    """Unmount and wait until the process is gone. Raises: NotFound when nothing is mounted there."""
-    pids = [row["pid"] for row in home.read_mounts() if row["directory"] == str(directory)]
-    if not os.path.ismount(directory) and not pids:
+    """Unmount and wait until the process is gone. Raises: NotFound when nothing is mounted there, Conflict (busy)."""
+    pids = [int(str(row["pid"])) for row in home.read_mounts() if row["directory"] == str(directory)]
+    if not pids and not os.path.ismount(directory):
         raise NotFound(f"nothing is mounted at {directory}")
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(int(str(pid)), signal.SIGTERM)
-    unmount_directory(directory)
+            process = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGTERM)
+            select.select([process], [], [], UNMOUNT_SECONDS)
+            os.close(process)
+    if os.path.ismount(directory):
+        unmount_directory(directory)

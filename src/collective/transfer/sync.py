@@ -5,7 +5,8 @@ them, of the feeds the asker may follow, in the order root feed, member feeds, s
 what stands in the feeds before it), then goes on as new entries are applied. Whatever arrives is verified by the
 catalogue exactly as if its writer had sent it.
 
-    connecting --PeerConnect answered--> following --stream ends, gap, silence--> waiting --back-off <= 5 s--> connecting
+    connecting --PeerConnect answered--> following --stream ends, gap, silence--> waiting
+    waiting --back-off <= 5 s--> connecting
 """
 
 from __future__ import annotations
