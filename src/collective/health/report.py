@@ -172,7 +172,7 @@ class StatusDesk:
             yield Finding(
                 "warning",
                 f"the coordinator's certificate ends in {max(0, int(left // 86400))} days",
-                "collective federation ca sign-component --type coordinator --name coord",
+                "collective federation ca sign-component --type coordinator --name coord --renew",
             )
 
 

@@ -420,6 +420,7 @@ async def connect_lane(
         connection.abort(Unreachable(f"{who} was given up"))
         raise
     trust.subscribe(connection.rejudge)
+    connection.rejudge()  # trust may have changed since the handshake
     return connection
 
 

@@ -1,4 +1,4 @@
-"""Frames of the lane, without a socket: bytes in arbitrary pieces become frames, bodies land where they belong.
+r"""Frames of the lane, without a socket: bytes in arbitrary pieces become frames, bodies land where they belong.
 
     header (16 bytes, big-endian):  u32 head length | u32 body length | u8 version | u8 kind | u16 method | u32 call id
     head                            a protobuf message of at most MAX_HEAD_BYTES
