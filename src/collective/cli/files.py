@@ -17,8 +17,9 @@ from collective.cli.words import home_of, json_option, note, path_and_owner, pri
 from collective.core.errors import Refused
 from collective.core.sizes import format_size
 from collective.daemon.client import known_domains
-from collective.daemon.copying import GetResult, PutResult, get_path, put_path
+from collective.daemon.getting import GetResult, get_path
 from collective.daemon.names import list_path, make_directory, move_path, remove_path
+from collective.daemon.putting import PutResult, put_path
 from collective.daemon.runtime import SystemClock, raise_memory_thresholds
 from collective.wire import control_pb2
 
@@ -66,7 +67,13 @@ def put(
     with _progress(source.name, not quiet and not as_json) as advance:
         result = start(put_path(home, source, path, owner, level, timeout, advance, SystemClock()))
     _tell_put(result, address, as_json)
-    if level == "two" and result.level != "two":
+    if result.asked == "two" and result.level != "two":
+        if level is None:
+            note(
+                f"THIS IS NOT SAFE YET: {address} belongs at level two and only this home holds it ({result.reason});"
+                " it goes on being copied, `collective status` tells when both copies are there"
+            )
+            return
         raise Refused(
             f"{address} is stored, but only at level {result.level}: {result.reason}",
             "it goes on being copied; `collective status` tells when both copies are there",
@@ -86,6 +93,7 @@ def _tell_put(result: PutResult, address: str, as_json: bool) -> None:
                 "level_seconds": round(result.level_seconds, 3),
                 "mb_per_s": round(rate, 1),
                 "level": result.level,
+                "skipped": result.skipped,
                 "holders": result.holders,
             }
         )
@@ -96,8 +104,8 @@ def _tell_put(result: PutResult, address: str, as_json: bool) -> None:
     )
     if result.sent_bytes < result.bytes:
         click.echo(f"  {format_size(result.bytes - result.sent_bytes)} were there already and not sent again")
-    if result.reason:
-        note(result.reason)
+    if result.skipped:
+        note(f"{result.skipped} links, devices and sockets were left out")
 
 
 @click.command()

@@ -27,6 +27,7 @@ from collective.daemon.home import Home
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
 from collective.mount import unmount as unmount_directory
+from collective.mount.filesystem import Space
 from collective.net.lane import LaneConnection
 from collective.wire import lane_pb2
 
@@ -81,7 +82,7 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
             with until_stopped() as stop:
                 serving = group.create_task(
                     run_mount(side.reader, side.open, settings, observer, on_ready=on_ready,
-                              changes=_changes(side, observer)),
+                              changes=_changes(side, observer), space=lambda: _space(side)),
                 )  # fmt: skip
                 stopping = group.create_task(stop.wait())
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,6 +98,12 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
         raise first from None
     finally:
         record.unlink(missing_ok=True)
+
+
+def _space(side: ReadSide) -> Space:
+    """What `df` shows: the readable DataStores' bytes, and nothing free, since the mount only reads."""
+    used = sum(side.reader.usage(store.feed_id)[1] for store in side.reader.datastores() if store.readable)
+    return Space(total_bytes=used, free_bytes=0)
 
 
 async def _write_statistics(side: ReadSide, options: MountOptions, record: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from collective.chunks import ChunkStore
+from collective.chunks import ChunkStore, Scrubber
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Corrupt
@@ -28,6 +28,8 @@ __all__ = ["NodeSettings", "run_node"]
 REGISTER_SECONDS = 5.0  # a restarted coordinator knows its nodes again after this
 REGISTER_TIMEOUT_SECONDS = 3.0
 RETRY_SECONDS = 0.3
+SCRUB_SECONDS = 1.0
+SCRUB_BYTES_PER_SECOND = 8e6  # 20 TB in a month
 RESERVE_FRACTION = 50  # one part in this many of the disk stays free, for the file system's own good
 RESERVE_LIMIT_BYTES = 5_000_000_000
 
@@ -78,12 +80,23 @@ async def run_node(home: Home, settings: NodeSettings, clock: Clock, observer: O
                                  credentials, observer),
             )  # fmt: skip
             ready(f"ready: {own.address} on lane {host}:{port}, chunks in {settings.storage_path}")
+            scrubbing = group.create_task(_scrub(store, clock, observer))
             await stop.wait()
             registering.cancel()
+            scrubbing.cancel()
     finally:
         await lane.stop()
         await channels.close()
         await store.close()
+
+
+async def _scrub(store: ChunkStore, clock: Clock, observer: Observer) -> None:
+    """Read every stored chunk again and again, at a rate that nobody notices; broken ones are set aside."""
+    scrubber = Scrubber(store, SCRUB_BYTES_PER_SECOND)
+    while True:
+        for finding in await asyncio.to_thread(scrubber.tick, clock.monotonic()):
+            observer.event("node.chunk_broken", chunk=finding.chunk_id.hex(), reason=finding.reason)
+        await asyncio.sleep(SCRUB_SECONDS)
 
 
 async def _open_store(home: Home, settings: NodeSettings) -> ChunkStore:

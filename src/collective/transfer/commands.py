@@ -135,6 +135,7 @@ class CommandDesk:
             store_key=key,
             key_name=store.key_name,
             chunk_size_bytes=chunk_size,
+            default_level=LEVEL_TWO if store.strategy == feed_pb2.BACKUP else LEVEL_LOCAL,
         )
         standing = self._standing(request.path)
         if standing is not None:

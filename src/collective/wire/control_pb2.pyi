@@ -889,6 +889,7 @@ class BeginUploadReply(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     CURRENT_VERSION_ID_FIELD_NUMBER: _builtins.int
     CURRENT_INODE_FIELD_NUMBER: _builtins.int
+    DEFAULT_LEVEL_FIELD_NUMBER: _builtins.int
     store_id: _builtins.bytes
     store_secret: _builtins.bytes
     """32 bytes; chunk keys are derived from it"""
@@ -901,6 +902,8 @@ class BeginUploadReply(_message.Message):
     current_version_id: _builtins.bytes
     """what stands at the path now, for the expectation"""
     current_inode: _builtins.int
+    default_level: _builtins.str
+    """what a put of this DataStore waits for when nobody says"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeLocation]:
         """best first"""
@@ -918,10 +921,11 @@ class BeginUploadReply(_message.Message):
         nodes: _abc.Iterable[Global___NodeLocation] | None = ...,
         current_version_id: _builtins.bytes = ...,
         current_inode: _builtins.int = ...,
+        default_level: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size_bytes", b"chunk_size_bytes", "current_inode", b"current_inode", "current_version_id", b"current_version_id", "key_name", b"key_name", "nodes", b"nodes", "signed_ticket", b"signed_ticket", "store_id", b"store_id", "store_key", b"store_key", "store_secret", b"store_secret", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size_bytes", b"chunk_size_bytes", "current_inode", b"current_inode", "current_version_id", b"current_version_id", "default_level", b"default_level", "key_name", b"key_name", "nodes", b"nodes", "signed_ticket", b"signed_ticket", "store_id", b"store_id", "store_key", b"store_key", "store_secret", b"store_secret", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
