@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from collective.core.address import parse_address, validate_domain
-from collective.core.errors import Misconfigured
+from collective.core.errors import CollectiveError, Misconfigured
 from collective.core.sizes import parse_duration, parse_size
 
 __all__ = [
@@ -33,27 +33,25 @@ __all__ = [
 ]
 
 
-def _size(value: object) -> object:
-    return parse_size(value) if isinstance(value, str) else value
+def _parsed_by(parse: Callable[[str], object]) -> BeforeValidator:
+    """Parse a text, "" left as it is; our errors become the ones that pydantic collects."""
 
+    def validate(value: object) -> object:
+        if not isinstance(value, str) or not value:
+            return value
+        try:
+            return parse(value)
+        except CollectiveError as error:
+            raise ValueError(error.message) from error
 
-def _seconds(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
-def _domain(value: object) -> object:
-    return validate_domain(value) if isinstance(value, str) and value else value
-
-
-def _component(value: object) -> object:
-    return str(parse_address(value)) if isinstance(value, str) and value else value
+    return BeforeValidator(validate)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
-SizeBytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Domain = Annotated[str, BeforeValidator(_domain)]
-ComponentAddress = Annotated[str, BeforeValidator(_component)]
+SizeBytes = Annotated[int, _parsed_by(parse_size), Field(ge=0)]
+Seconds = Annotated[float, _parsed_by(parse_duration), Field(gt=0)]
+Domain = Annotated[str, _parsed_by(validate_domain)]
+ComponentAddress = Annotated[str, _parsed_by(lambda text: str(parse_address(text)))]
 
 
 class _Section(BaseModel):
