@@ -5,7 +5,16 @@
 
 say() { printf '%s\n' "collective: $*" >&2; }
 
+# Python 3.11 or newer: the one on PATH, Debian's, or as root installed now.
 find_python() {
+  usable_python && return 0
+  install_packages python3 python3-venv || return 1
+  usable_python && return 0
+  say "Python 3.11 or newer is needed; this machine's python3 is older. Debian 12 and Ubuntu 24.04 have it."
+  return 1
+}
+
+usable_python() {
   local candidate
   for candidate in python3 /usr/bin/python3 python3.13 python3.12 python3.11; do
     if command -v "$candidate" >/dev/null 2>&1 &&
@@ -14,7 +23,6 @@ find_python() {
       return 0
     fi
   done
-  say "Python 3.11 or newer is needed and was not found (Debian 12 and Ubuntu 24.04 have it: apt-get install python3)."
   return 1
 }
 
