@@ -21,6 +21,7 @@ MakeChunk = Callable[[int, int], SealedChunk]
 WRITER = Path(__file__).with_name("write_chunks.py")
 SIZES = (1, 1000, 65_536, 200_000, 1_000_000)  # as in the writer
 KILLS = 20
+NEVER_DONE = 1_000_000  # chunks a writer is given that shall be killed before it ends
 
 
 def unavailable(reason: str) -> None:
@@ -54,11 +55,13 @@ async def test_what_was_acknowledged_before_kill_9_is_there_and_whole(tmp_path: 
     moments = random.Random(20)
     kept: list[int] = []
     for kill in range(KILLS):
-        process = start_writer(tmp_path, kill * 1000, 400)
+        process = start_writer(tmp_path, kill * NEVER_DONE, NEVER_DONE)
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
         for _ in range(moments.choice((0, 1, 2, 5, moments.randrange(60)))):
-            kept.append(int(process.stdout.readline().split()[1]))
+            word, number = process.stdout.readline().split()
+            assert word == "kept"
+            kept.append(int(number))
         process.kill()
         kept.extend(int(line.split()[1]) for line in process.stdout if line.startswith("kept ") and line.endswith("\n"))
         process.stdout.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from collective.chunks import ChunkStore, durability
@@ -22,10 +23,10 @@ SIZES = (1, 1000, 65_536, 200_000, 1_000_000)
 AT_ONCE = 12
 
 
-async def put(store: ChunkStore, seed: int, turns: asyncio.Semaphore) -> None:
-    plain = random.Random(seed).randbytes(SIZES[seed % len(SIZES)])
-    chunk = seal_chunk(derive_chunk_key(SECRET, plain), plain)
-    async with turns:
+async def write(store: ChunkStore, seeds: Iterator[int]) -> None:
+    for seed in seeds:
+        plain = random.Random(seed).randbytes(SIZES[seed % len(SIZES)])
+        chunk = seal_chunk(derive_chunk_key(SECRET, plain), plain)
         try:
             await store.put(chunk.id, chunk.sealed)
         except CollectiveError as error:
@@ -41,10 +42,10 @@ async def main() -> None:
         durability.FEW_FILES = int(sys.argv[4])
     store = ChunkStore.open(directory, capacity_bytes=1 << 40)
     print("open", flush=True)
-    turns = asyncio.Semaphore(AT_ONCE)
+    seeds = iter(range(first, first + count))
     async with asyncio.TaskGroup() as group:
-        for seed in range(first, first + count):
-            group.create_task(put(store, seed, turns))
+        for _ in range(AT_ONCE):
+            group.create_task(write(store, seeds))
     await store.close()
 
 
