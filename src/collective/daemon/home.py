@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,17 @@ from collective.transfer.placing import choose_hosts
 from collective.wire import feed_pb2
 
 __all__ = ["Home"]
+
+LOCK_WAIT_SECONDS = 5.0  # a command holds the lock for well under a second
+LOCK_POLL_SECONDS = 0.05
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -78,13 +90,14 @@ class Home:
             )
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(
-                    f"another process is using the home {self.path}",
-                    "a coordinator that is starting or stopping, or another command: try again in a moment",
-                ) from None
+            deadline = time.monotonic() + LOCK_WAIT_SECONDS
+            while not _try_lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise Conflict(
+                        f"another process is using the home {self.path}",
+                        "a coordinator that is starting or stopping, or another command: try again in a moment",
+                    )
+                time.sleep(LOCK_POLL_SECONDS)
             yield
         finally:
             os.close(descriptor)

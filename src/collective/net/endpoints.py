@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from collective.core.errors import CollectiveError, Misconfigured
 
-__all__ = ["ENDPOINT_TYPES", "NetworkEndpoint", "free_port", "listen_error", "parse_endpoint", "parse_host_port"]
+__all__ = [
+    "ENDPOINT_TYPES",
+    "NetworkEndpoint",
+    "check_bindable",
+    "free_port",
+    "open_listeners",
+    "parse_endpoint",
+    "parse_host_port",
+]
 
 ENDPOINT_TYPES = ("lan", "direct", "vpn")  # in the order they are tried
 
@@ -61,20 +69,38 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
+def open_listeners(host: str, port: int, backlog: int = 256) -> list[socket.socket]:
+    """Listening, non-blocking sockets for every address `host` has here (port 0: one port for all of them).
+
+    Raises: Misconfigured (in use, not allowed, not an address of this machine).
+    """
+    listeners: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], port, *address[2:]))
+            listener.listen(backlog)
+            port = listener.getsockname()[1]
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _listen_error(error, host, port) from error
+    return listeners
+
+
 def check_bindable(host: str, port: int) -> None:
     """Bind once and let go, so that a library which hides the reason need not be asked. Raises: Misconfigured."""
-    try:
-        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in candidates[:1]:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                probe.listen(1)
-    except OSError as error:
-        raise listen_error(error, host, port) from error
+    for listener in open_listeners(host, port, backlog=1):
+        listener.close()
 
 
-def listen_error(error: OSError, host: str, port: int) -> CollectiveError:
+def _listen_error(error: OSError, host: str, port: int) -> CollectiveError:
     """What to tell the owner of this machine when `host:port` cannot be listened on."""
     where = f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:

@@ -5,7 +5,7 @@ r"""Frames of the lane, without a socket: bytes in arbitrary pieces become frame
     body                            raw bytes, at most MAX_BODY_BYTES
 
     waiting for header --16 bytes--> waiting for head --all of it--> [body empty] frame received, wait for header
-                                                                 \--> filling body --all of it--> frame received
+                                                                 +--> filling body --all of it--> frame received
 
 The reader owns one small buffer for headers and heads. As soon as a body is known, its receiver names the memory it
 goes to, and the next bytes are read straight into that memory; a receiver that wants a body no more clears the

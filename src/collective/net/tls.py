@@ -6,7 +6,9 @@ whether it may is then judged by `identity.TrustStore` on the same certificates,
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +18,7 @@ from cryptography import x509
 from collective.core.errors import CollectiveError, Refused, Unreachable
 from collective.identity import Credentials
 
-__all__ = ["client_context", "handshake_error", "load_chain", "peer_chain", "server_context"]
+__all__ = ["client_context", "handshake_error", "keep_alive", "load_chain", "peer_chain", "server_context"]
 
 
 def server_context(credentials: Credentials) -> ssl.SSLContext:
@@ -68,6 +70,18 @@ def peer_chain(ssl_object: ssl.SSLObject) -> tuple[x509.Certificate, Sequence[x5
         return None
     leaf, *intermediates = (x509.load_der_x509_certificate(der) for der in ders)
     return leaf, intermediates
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel notice a machine that is gone: probes after 15 s of silence, given up after 30 s."""
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)  # milliseconds, for unsent bytes
 
 
 def handshake_error(error: Exception, who: str) -> CollectiveError:

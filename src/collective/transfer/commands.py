@@ -145,7 +145,7 @@ class CommandDesk:
             sealed = _sealed_bytes(request.size_bytes, chunk_size)
             signed, upload_id = self.tickets.upload(self.own_address.domain, store.feed_id, sealed)
             reply.signed_ticket, reply.upload_id = signed, upload_id
-            best = self.nodes.for_writing()
+            best = await self.nodes.for_writing(upload_id, sealed, store.strategy)
             reply.nodes.append(best.location())
         return reply
 

@@ -17,11 +17,9 @@ from collective.core.layout import decode_page, sealed_size
 from collective.core.observe import Observer
 from collective.transfer.events import ChangeBell
 from collective.transfer.nodes import NodeDirectory, TicketOffice
-from collective.wire import control_pb2, feed_pb2, lane_pb2
+from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CopyDesk", "chunks_of_pages"]
-
-HAS_PER_CALL = 512
 
 
 def chunks_of_pages(pages: list[bytes]) -> list[tuple[bytes, int]]:
@@ -52,7 +50,7 @@ class CopyDesk:
             raise Conflict("the offer names another layout than the feed", "it will be offered again")
         if self.own_domain in self.catalog.holders(request.store_id, request.version_id):
             return control_pb2.OfferCopyReply(already_held=True)
-        node = self.nodes.for_writing()
+        node = await self.nodes.for_writing(request.version_id, request.sealed_bytes)
         hosted = self.catalog.hosted_bytes(self.own_domain)
         if hosted + request.sealed_bytes > self.pledge_bytes:
             raise Full(
@@ -107,16 +105,6 @@ class CopyDesk:
             raise Corrupt("the layout is not the one its hash names")
 
     async def _check_chunks(self, store_id: bytes, chunks: list[tuple[bytes, int]]) -> None:
-        missing = len(chunks)
-        for start in range(0, len(chunks), HAS_PER_CALL):
-            part = chunks[start : start + HAS_PER_CALL]
-            request = lane_pb2.HasRequest(
-                store_id=store_id, chunk_ids=[id_ for id_, _ in part], sealed_sizes=[size for _, size in part]
-            )
-            there = [False] * len(part)
-            for node in self.nodes.all():
-                reply = lane_pb2.HasReply.FromString(await self.nodes.call(node, lane_pb2.LANE_HAS, request))
-                there = [a or b for a, b in zip(there, reply.present, strict=True)]
-            missing -= sum(there)
-        if missing:
+        there = await self.nodes.holding(store_id, chunks)
+        if missing := len(chunks) - len(there):
             raise NotFound(f"{missing} of {len(chunks)} chunks have not arrived", "they will be sent again")

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import Message
 
+from collective.chunks import CandidateNode, rank_nodes
 from collective.core.address import FederatedAddress, parse_address
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Unreachable
+from collective.core.errors import CollectiveError, Full, Unreachable
 from collective.core.observe import Observer
 from collective.identity import mint_read_ticket, mint_upload_ticket
 from collective.net.lane import LaneConnection
@@ -26,6 +27,7 @@ __all__ = ["NodeDirectory", "NodeRecord", "TicketOffice"]
 
 TICKET_SECONDS = 600.0  # long enough for a chunk on a thin line, short enough to forget
 CALL_TIMEOUT_SECONDS = 10.0
+HAS_PER_CALL = 512
 PUSH_TIMEOUT_SECONDS = 900.0  # up to 512 chunks of 8 MiB over a thin line
 Dial = Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
 
@@ -127,15 +129,48 @@ class NodeDirectory:
             return False
         return True
 
-    def for_writing(self) -> NodeRecord:
-        """The node with the most free space, as far as known. Raises: Unreachable when there is none."""
+    async def for_writing(self, key: bytes, needed_bytes: int, strategy: int = 0) -> NodeRecord:
+        """The best of our nodes for new chunks. Raises: Unreachable (none, or none answers), Full (none has room)."""
         if not self._nodes:
             raise Unreachable(
                 "this home has no storage node", "start the coordinator with --storage SIZE, or a node beside it"
             )
-        return max(
-            self._nodes.values(), key=lambda node: node.status.free_bytes if node.status else node.capacity_bytes
-        )
+        if any(node.status is None for node in self._nodes.values()):
+            await self.refresh()
+        candidates = [
+            CandidateNode(
+                name=name,
+                capacity_bytes=node.capacity_bytes,
+                free_bytes=node.status.free_bytes if node.status else 0,
+                labels=node.labels,
+                alive=node.status is not None,
+            )
+            for name, node in self._nodes.items()
+        ]
+        ranked = rank_nodes(key, needed_bytes, strategy, candidates)
+        if not any(candidate.alive for candidate in candidates):
+            raise Unreachable("no storage node of this home answers", "look at its log; it is started again by itself")
+        if not ranked:
+            free = max(candidate.free_bytes for candidate in candidates)
+            raise Full(
+                f"the storage of this home is full: {needed_bytes} bytes wanted, at most {free} free on one node",
+                "make room, raise --storage, or add a node",
+            )
+        return self._nodes[ranked[0]]
+
+    async def holding(self, store_id: bytes, chunks: Sequence[tuple[bytes, int]]) -> dict[bytes, NodeRecord]:
+        """Which of our nodes has each chunk (id, sealed size); those that nobody has are left out."""
+        found: dict[bytes, NodeRecord] = {}
+        for node in self.all():
+            missing = [chunk for chunk in chunks if chunk[0] not in found]
+            for start in range(0, len(missing), HAS_PER_CALL):
+                part = missing[start : start + HAS_PER_CALL]
+                request = lane_pb2.HasRequest(
+                    store_id=store_id, chunk_ids=[id_ for id_, _ in part], sealed_sizes=[size for _, size in part]
+                )
+                reply = lane_pb2.HasReply.FromString(await self.call(node, lane_pb2.LANE_HAS, request))
+                found.update((id_, node) for (id_, _), there in zip(part, reply.present, strict=True) if there)
+        return found
 
     def locations(self) -> list[control_pb2.NodeLocation]:
         return [node.location() for node in self._nodes.values()]

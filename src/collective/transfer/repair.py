@@ -101,7 +101,7 @@ class CopyMaker:
         )
         if offer.already_held:
             return
-        await self._push([id_ for id_, _ in chunks], offer)
+        await self._push(store_id, chunks, offer)
         await self.channels.unary(
             peer,
             endpoint,
@@ -111,18 +111,23 @@ class CopyMaker:
             CALL_TIMEOUT_SECONDS,
         )
 
-    async def _push(self, chunk_ids: list[bytes], offer: control_pb2.OfferCopyReply) -> None:
-        node = self.nodes.for_writing()
-        for start in range(0, len(chunk_ids), CHUNKS_PER_PUSH):
-            await self.nodes.push(
-                node,
-                lane_pb2.PushRequest(
-                    lane_addresses=offer.node.lane_addresses,
-                    node_address=offer.node.address,
-                    signed_ticket=offer.signed_ticket,
-                    chunk_ids=chunk_ids[start : start + CHUNKS_PER_PUSH],
-                ),
-            )
+    async def _push(self, store_id: bytes, chunks: list[tuple[bytes, int]], offer: control_pb2.OfferCopyReply) -> None:
+        """Each of our nodes sends what it has. Raises: Corrupt when a chunk is on none of them."""
+        holding = await self.nodes.holding(store_id, chunks)
+        if missing := len(chunks) - len(holding):
+            raise Corrupt(f"{missing} of {len(chunks)} chunks are on none of our nodes", "start the node that has them")
+        for node in self.nodes.all():
+            chunk_ids = [id_ for id_, _ in chunks if holding[id_] is node]
+            for start in range(0, len(chunk_ids), CHUNKS_PER_PUSH):
+                await self.nodes.push(
+                    node,
+                    lane_pb2.PushRequest(
+                        lane_addresses=offer.node.lane_addresses,
+                        node_address=offer.node.address,
+                        signed_ticket=offer.signed_ticket,
+                        chunk_ids=chunk_ids[start : start + CHUNKS_PER_PUSH],
+                    ),
+                )
 
     def _pages(self, names: Iterable[bytes]) -> list[bytes]:
         pages = [self.catalog.page(name) for name in names]
