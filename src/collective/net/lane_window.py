@@ -43,9 +43,9 @@ class Window:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self.leave(size_bytes)  # the slot was given in the same moment
-            else:
+            elif (waiter, size_bytes) in self._waiting:
                 self._waiting.remove((waiter, size_bytes))
-                self._wake()
+                self._wake()  # a smaller one behind us may fit
             raise
 
     def leave(self, size_bytes: int) -> None:
