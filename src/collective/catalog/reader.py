@@ -1,27 +1,20 @@
-"""Asking the catalogue: names, contents, members, grants, holders. Never changes anything.
+"""The joined tree: names, attributes and contents, always from this home's own database, whoever is away.
 
-The mount and the commands open the database with this while the coordinator writes to it; each thread has its own
-connection. Names are always answered from here, whoever is away.
+The mount and the commands read it while the coordinator writes. `Facts` below knows members, DataStores, versions.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import stat
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography import x509
-
-from collective.catalog.database import database_error, open_for_reading
-from collective.catalog.entry import parse_entry
-from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.facts import Facts, as_bytes, as_int
+from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS, ROOT_INO, Joined, join
-from collective.catalog.permissions import Verdict, judge, path_covers
+from collective.catalog.permissions import path_covers
 from collective.catalog.tree import ROOT_NUMBER
-from collective.core.address import FederatedAddress, parse_address
-from collective.core.errors import Corrupt, NotFound, Refused
+from collective.core.errors import NotFound, Refused
 from collective.wire import feed_pb2
 
 __all__ = ["Reader"]
@@ -32,113 +25,12 @@ _NODE_COLUMNS = (
 )
 
 
-class Reader:
+class Reader(Facts):
     """The catalogue as one home has it. Thread-safe."""
 
     def __init__(self, path: Path, own_domain: str) -> None:
-        self.path = path
-        self.own_domain = own_domain
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._connections_lock = threading.Lock()
+        super().__init__(path, own_domain)
         self._joined: tuple[int, Joined] | None = None
-
-    @classmethod
-    def open(cls, path: Path, own_domain: str) -> Reader:
-        """Open for reading. Raises: Misconfigured, Corrupt."""
-        reader = cls(path, own_domain)
-        reader._sql()
-        return reader
-
-    def close(self) -> None:
-        """Close every thread's connection; nothing may be asked afterwards."""
-        with self._connections_lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-
-    def _sql(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = open_for_reading(self.path)
-            with self._connections_lock:
-                self._connections.append(connection)
-        return connection
-
-    def _all(self, query: str, *values: object) -> list[tuple[object, ...]]:
-        try:
-            return self._sql().execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise database_error(error, self.path) from error
-
-    def _one(self, query: str, *values: object) -> tuple[object, ...] | None:
-        rows = self._all(query, *values)
-        return rows[0] if rows else None
-
-    def change_counter(self) -> int:
-        """Grows with every applied entry."""
-        row = self._one("SELECT value FROM meta WHERE key = 'changes'")
-        return _int(row[0]) if row else 0
-
-    # ------------------------------------------------------------ members and DataStores
-
-    def members(self) -> list[Member]:
-        """The roster in its order, removed ones included."""
-        rows = self._all(
-            "SELECT m.domain, m.ca, m.generation, m.feed_id, m.removed, c.card, s.certificate FROM members m"
-            " LEFT JOIN cards c USING (domain) LEFT JOIN signing_keys s USING (domain)"
-            " ORDER BY m.roster_order, m.domain"
-        )
-        return [
-            Member(
-                domain=str(domain),
-                ca_certificate=x509.load_der_x509_certificate(_bytes(ca)),
-                generation=_int(generation),
-                feed_id=_bytes(feed_id),
-                removed=bool(removed),
-                card=feed_pb2.Card.FromString(_bytes(card)) if card is not None else None,
-                signing_certificate=_bytes(certificate) if certificate is not None else None,
-            )
-            for domain, ca, generation, feed_id, removed, card, certificate in rows
-        ]
-
-    def datastores(self) -> list[DataStore]:
-        """All that are not deleted, the first ones first."""
-        rows = self._all(
-            "SELECT d.feed_id, d.owner, d.lamport, d.definition, f.id, k.name FROM datastores d"
-            " LEFT JOIN members m ON m.domain = d.owner LEFT JOIN feeds f ON f.feed_id = d.feed_id"
-            " LEFT JOIN keys k ON k.feed_id = d.feed_id GROUP BY d.feed_id"
-            " ORDER BY d.lamport, m.roster_order, d.feed_id"
-        )
-        stores = []
-        for feed_id, owner, lamport, definition_bytes, number, _ in rows:
-            definition = feed_pb2.DataStoreDefinition.FromString(_bytes(definition_bytes))
-            if definition.deleted:
-                continue
-            stores.append(
-                DataStore(
-                    feed_id=_bytes(feed_id),
-                    path=definition.path,
-                    owner=str(owner),
-                    strategy=definition.strategy,
-                    replicas=definition.replicas,
-                    hosts=tuple(definition.hosts),
-                    key_name=definition.key_name,
-                    inode_prefix=definition.inode_prefix,
-                    metadata=dict(definition.metadata),
-                    readable=number is not None and self.store_key(definition.key_name) is not None,
-                    store_number=_int(number) if number is not None else 0,
-                    lamport=_int(lamport),
-                )
-            )
-        return stores
-
-    def store(self, store_id: bytes) -> DataStore:
-        """Raises: NotFound."""
-        for store in self.datastores():
-            if store.feed_id == store_id:
-                return store
-        raise NotFound("there is no such DataStore here")
 
     def datastore_at(self, path: bytes, owner: str | None = None) -> tuple[DataStore, bytes]:
         """The DataStore a path lies in and the rest of the path (b"" for itself). Raises: NotFound."""
@@ -158,168 +50,6 @@ class Reader:
             )
         return best[1], best[2]
 
-    def grants(self, store_id: bytes) -> list[feed_pb2.Grant]:
-        """The grants that count for a DataStore, ended ones included."""
-        store = self.store(store_id)
-        return [grant for grant in self._grants_of(store.owner) if path_covers(grant.path, store.path)]
-
-    def _grants_of(self, owner: str) -> list[feed_pb2.Grant]:
-        rows = self._all("SELECT grant_ FROM grants WHERE owner = ? ORDER BY seq, id", owner)
-        return [feed_pb2.Grant.FromString(_bytes(row[0])) for row in rows]
-
-    def may(
-        self, subject: FederatedAddress | str, right: int, store_id: bytes, sub_path: bytes = b"", *, now: float
-    ) -> Verdict:
-        """Whether a component or member has a right in a DataStore. `now` in seconds since 1970."""
-        try:
-            store = self.store(store_id)
-        except NotFound as error:
-            return Verdict(False, error.message)
-        address = parse_address(subject) if isinstance(subject, str) else subject
-        removed = self._one("SELECT removed FROM members WHERE domain = ?", address.domain)
-        return judge(
-            self._grants_of(store.owner),
-            owner=store.owner,
-            store_path=store.path + (b"/" + sub_path if sub_path else b""),
-            subject=address,
-            right=right,
-            now=now,
-            removed=bool(removed and removed[0]),
-        )
-
-    def store_key(self, key_name: bytes) -> bytes | None:
-        """A DataStore key by its name, None when this home does not hold it."""
-        row = self._one("SELECT key FROM keys WHERE name = ?", key_name)
-        return _bytes(row[0]) if row else None
-
-    # ------------------------------------------------------------ feeds
-
-    def heads(self) -> dict[bytes, feed_pb2.Position]:
-        """Feed id -> head, of every feed that is followed here."""
-        rows = self._all("SELECT feed_id, epoch_number, epoch_id, seq, hash FROM feeds WHERE seq > 0")
-        return {
-            _bytes(feed): feed_pb2.Position(
-                epoch_number=_int(number), epoch_id=_bytes(epoch), seq=_int(seq), hash=_bytes(hash_)
-            )
-            for feed, number, epoch, seq, hash_ in rows
-        }
-
-    def entries_after(
-        self, feed_id: bytes, seq: int, *, max_bytes: int = 1 << 20, max_entries: int = 1024
-    ) -> list[bytes]:
-        """Entries past `seq`, verbatim, at least one when there is any. Raises: Corrupt (a stored one is broken)."""
-        rows = self._all(
-            "SELECT e.seq, e.hash, e.entry FROM entries e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ?"
-            " AND e.seq > ? ORDER BY e.seq LIMIT ?",
-            feed_id, seq, max_entries,
-        )  # fmt: skip
-        entries: list[bytes] = []
-        total = 0
-        for number, digest, raw in rows:
-            entry = _bytes(raw)
-            if entries and total + len(entry) > max_bytes:
-                break
-            try:
-                intact = parse_entry(entry).hash == digest
-            except Corrupt:
-                intact = False
-            if not intact:
-                if entries:
-                    break
-                raise Corrupt(f"the stored entry {number} of feed {feed_id.hex()[:12]} has a broken hash")
-            entries.append(entry)
-            total += len(entry)
-        return entries
-
-    def feeds_for(self, member_domain: str, now: float) -> set[bytes]:
-        """The feeds a member may follow: root, all member feeds, and stores it owns, hosts or may READ."""
-        row = self._one("SELECT removed FROM members WHERE domain = ?", member_domain)
-        if row is not None and row[0]:
-            return set()
-        feeds = {_bytes(feed) for (feed,) in self._all("SELECT feed_id FROM feeds WHERE kind IN ('root', 'member')")}
-        subject = FederatedAddress("coord", member_domain)
-        for store in self.datastores():
-            if (
-                store.owner == member_domain
-                or member_domain in store.hosts
-                or self.may(subject, feed_pb2.READ, store.feed_id, now=now).allowed
-            ):
-                feeds.add(store.feed_id)
-        return feeds
-
-    def in_dependency_order(self, feeds: Iterable[bytes]) -> list[bytes]:
-        """Root feed, member feeds, store feeds: an entry is judged by what stands in the feeds before it."""
-        wanted = set(feeds)
-        rows = self._all(
-            "SELECT feed_id FROM feeds ORDER BY CASE kind WHEN 'root' THEN 0 WHEN 'member' THEN 1 ELSE 2 END, id"
-        )
-        return [_bytes(feed) for (feed,) in rows if feed in wanted]
-
-    # ------------------------------------------------------------ versions and holders
-
-    def layout(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
-        """Raises: NotFound."""
-        row = self._one("SELECT layout FROM versions WHERE feed_id = ? AND version_id = ?", store_id, version_id)
-        if row is None:
-            raise NotFound("there is no such version here")
-        return feed_pb2.Layout.FromString(_bytes(row[0]))
-
-    def page(self, name: bytes) -> bytes | None:
-        """A page by its name, None when it is not here."""
-        row = self._one("SELECT page FROM pages WHERE name = ?", name)
-        return _bytes(row[0]) if row else None
-
-    def placed_members(self, store_id: bytes, version_id: bytes) -> list[str]:
-        """Who shall hold a version, in order."""
-        rows = self._all(
-            "SELECT domain FROM placements WHERE feed_id = ? AND version_id = ? ORDER BY rank", store_id, version_id
-        )
-        return [str(domain) for (domain,) in rows]
-
-    def holders(self, store_id: bytes, version_id: bytes) -> list[str]:
-        """Who holds a version: placed there, and stated; the owner by the very entry that names it."""
-        rows = self._all(
-            "SELECT p.domain FROM placements p JOIN versions v USING (feed_id, version_id)"
-            " JOIN datastores d USING (feed_id) JOIN members m ON m.domain = p.domain AND NOT m.removed"
-            " LEFT JOIN holdings h ON h.feed_id = p.feed_id AND h.domain = p.domain"
-            " LEFT JOIN holding_exceptions x ON x.feed_id = p.feed_id AND x.domain = p.domain"
-            " AND x.version_id = p.version_id"
-            " WHERE p.feed_id = ? AND p.version_id = ? AND x.version_id IS NULL"
-            " AND (p.domain = d.owner OR h.seq >= v.seq) ORDER BY p.rank",
-            store_id, version_id,
-        )  # fmt: skip
-        return [str(domain) for (domain,) in rows]
-
-    def holders_of_entry(self, store_id: bytes, position: feed_pb2.Position) -> list[str]:
-        """Who holds an entry: the owner, and every host whose statement reaches it."""
-        rows = self._all(
-            "SELECT h.domain FROM holdings h JOIN members m ON m.domain = h.domain AND NOT m.removed"
-            " WHERE h.feed_id = ? AND h.seq >= ?",
-            store_id, position.seq,
-        )  # fmt: skip
-        owner = self.store(store_id).owner
-        return [owner, *(str(domain) for (domain,) in rows if domain != owner)]
-
-    def hosted_bytes(self, domain: str) -> int:
-        """Plain bytes of all live versions placed on a member by others."""
-        row = self._one(
-            "SELECT coalesce(sum(v.size_bytes), 0) FROM placements p JOIN versions v USING (feed_id, version_id)"
-            " JOIN datastores d USING (feed_id) WHERE p.domain = ? AND d.owner <> ? AND NOT v.released",
-            domain, domain,
-        )  # fmt: skip
-        return _int(row[0]) if row else 0
-
-    def usage(self, store_id: bytes) -> tuple[int, int]:
-        """(files, plain bytes) of a DataStore that is readable here; (0, 0) of others."""
-        row = self._one(
-            "SELECT count(*), coalesce(sum(i.size_bytes), 0) FROM inodes i JOIN feeds f ON f.id = i.store"
-            " WHERE f.feed_id = ? AND (i.mode & ?) = ?",
-            store_id, stat.S_IFMT(0xFFFF), stat.S_IFREG,
-        )  # fmt: skip
-        return (_int(row[0]), _int(row[1])) if row else (0, 0)
-
-    # ------------------------------------------------------------ the joined tree
-
     def _namespace(self) -> Joined:
         counter = self.change_counter()
         cached = self._joined
@@ -336,9 +66,9 @@ class Reader:
                 " WHERE l.store = ? AND l.parent = ? AND l.name = ?",
                 store.store_number, number, name,
             )  # fmt: skip
-            if row is None or not stat.S_ISDIR(_int(row[1])):
+            if row is None or not stat.S_ISDIR(as_int(row[1])):
                 break
-            number, depth = _int(row[0]), depth + 1
+            number, depth = as_int(row[0]), depth + 1
         return depth, store.inode_prefix << NUMBER_BITS | number
 
     def root(self) -> Node:
@@ -410,7 +140,7 @@ class Reader:
                 " AND i.number = l.inode WHERE l.store = ? AND l.parent = ? AND l.name > ? ORDER BY l.name LIMIT ?",
                 store.store_number, ino & ((1 << NUMBER_BITS) - 1), after, limit,
             )  # fmt: skip
-            found += [(_bytes(row[-1]), _node(store, row[:-1])) for row in rows if row[-1] not in inside]
+            found += [(as_bytes(row[-1]), _node(store, row[:-1])) for row in rows if row[-1] not in inside]
         return sorted(found, key=lambda pair: pair[0])[:limit]
 
     def _readable_store(self, ino: int, joined: Joined) -> DataStore:
@@ -456,7 +186,7 @@ class Reader:
             raise NotFound("there is no such file any more")
         if row[0] is None:
             return Inline(b"")
-        content = feed_pb2.Content.FromString(_bytes(row[0]))
+        content = feed_pb2.Content.FromString(as_bytes(row[0]))
         if not content.version_id:
             return Inline(content.inline)
         assert node.store_id is not None
@@ -468,20 +198,10 @@ class Reader:
 def _node(store: DataStore, row: Sequence[object]) -> Node:
     number, mode, uid, gid, size, mtime, ctime, atime, links, target, version, rdev = row
     return Node(
-        ino=store.inode_prefix << NUMBER_BITS | _int(number),
-        mode=_int(mode), uid=_int(uid), gid=_int(gid), size_bytes=_int(size), mtime_ns=_int(mtime),
-        ctime_ns=_int(ctime), atime_ns=_int(atime), link_count=_int(links),
-        symlink_target=_bytes(target) if target is not None else None,
-        store_id=store.feed_id, number=_int(number), owner=store.owner,
-        version_id=_bytes(version) if version is not None else None, rdev=_int(rdev),
+        ino=store.inode_prefix << NUMBER_BITS | as_int(number),
+        mode=as_int(mode), uid=as_int(uid), gid=as_int(gid), size_bytes=as_int(size), mtime_ns=as_int(mtime),
+        ctime_ns=as_int(ctime), atime_ns=as_int(atime), link_count=as_int(links),
+        symlink_target=as_bytes(target) if target is not None else None,
+        store_id=store.feed_id, number=as_int(number), owner=store.owner,
+        version_id=as_bytes(version) if version is not None else None, rdev=as_int(rdev),
     )  # fmt: skip
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
-
-
-def _bytes(value: object) -> bytes:
-    assert isinstance(value, bytes)
-    return value
