@@ -1,9 +1,15 @@
-"""The control wire's asking side: one channel per peer and place, errors turned back into our kinds."""
+"""The control wire's asking side: one channel per peer and place, errors turned back into our kinds.
+
+The TLS name of a channel is the component's own dNSName (`coord.alice.media.collective`), which only a CA constrained
+to that member can certify; host names and addresses prove nothing. A channel whose connection failed is thrown away,
+so that the next call dials and judges afresh; so are all channels to a member that is removed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,24 +19,36 @@ from google.protobuf.message import Message
 
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Refused, Unreachable, error_named
+from collective.core.errors import CollectiveError, Full, Refused, Unreachable, error_named
 from collective.identity import Credentials, TrustStore
 from collective.net.rpc import ERROR_KEY, OPTIONS
 
 __all__ = ["Channels", "LocalChannel"]
 
 Reply = TypeVar("Reply", bound=Message)
-MAX_CHANNELS = 64
+MAX_CHANNELS = 64  # a file descriptor and some 100 KiB each; the one used longest ago makes room
+DIAL_OPTIONS = (
+    # a peer that comes back is found again within a second, not after gRPC's usual two minutes
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+class _ConnectionFailed(Unreachable):
+    """The channel itself failed; nobody at the other end said so."""
 
 
 class Channels:
-    """Calls to other components by their address and place. The TLS name is the component's, never the host's."""
+    """Calls to other components by their address and place. Belongs to one event loop."""
 
     def __init__(self, credentials: Credentials, trust: TrustStore, clock: Clock) -> None:
         self._credentials = credentials
         self._trust = trust
         self._clock = clock
         self._open: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def unary(
         self,
@@ -41,79 +59,84 @@ class Channels:
         reply_type: type[Reply],
         timeout_seconds: float,
     ) -> Reply:
-        """One call. Raises: what the peer raised, Unreachable, Refused (not the peer meant)."""
-        call = self._channel(peer, endpoint).unary_unary(
-            method, request_serializer=_serialize, response_deserializer=reply_type.FromString
-        )
+        """One call. Raises: what the peer raised, Unreachable, Refused (not the peer meant, or removed)."""
+        channel = self._channel(peer, endpoint)
         try:
-            reply: Reply = await call(request, timeout=timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            self._forget(peer, endpoint, error)
-            raise _error_of(error, f"{peer} at {endpoint}") from error
-        return reply
+            return await _unary(channel, f"{peer} at {endpoint}", method, request, reply_type, timeout_seconds)
+        except _ConnectionFailed as error:
+            self._drop(peer, endpoint, channel)
+            raise Unreachable(error.message, error.hint) from error
 
     async def stream(
         self, peer: FederatedAddress, endpoint: str, method: str, request: Message, reply_type: type[Reply]
     ) -> AsyncGenerator[Reply, None]:
         """A stream of answers, until it ends. Raises as `unary`."""
-        call = self._channel(peer, endpoint).unary_stream(
-            method, request_serializer=_serialize, response_deserializer=reply_type.FromString
-        )(request)
+        channel = self._channel(peer, endpoint)
         try:
-            async for reply in call:
-                yield reply
-        except grpc.aio.AioRpcError as error:
-            self._forget(peer, endpoint, error)
-            raise _error_of(error, f"{peer} at {endpoint}") from error
-        finally:
-            call.cancel()
+            async with contextlib.aclosing(
+                _stream(channel, f"{peer} at {endpoint}", method, request, reply_type)
+            ) as replies:
+                async for reply in replies:
+                    yield reply
+        except _ConnectionFailed as error:
+            self._drop(peer, endpoint, channel)
+            raise Unreachable(error.message, error.hint) from error
 
     async def close(self) -> None:
-        """Close all channels."""
+        """Close all channels; calls under way fail with Unreachable."""
+        self._trust.unsubscribe(self._trust_changed)
+        self._loop = None
         channels, self._open = list(self._open.values()), {}
-        await asyncio.gather(*(channel.close() for channel in channels))
+        await asyncio.gather(*(channel.close() for channel in channels), *self._closing)
 
     def _channel(self, peer: FederatedAddress, endpoint: str) -> grpc.aio.Channel:
+        if self._trust.is_removed(peer.domain):
+            raise Refused(f"{peer.domain} was removed from the federation")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._trust.subscribe(self._trust_changed)
         key = (str(peer), endpoint)
-        channel = self._open.get(key)
+        channel = self._open.pop(key, None)
         if channel is None:
-            if self._trust.is_removed(peer.domain):
-                raise Refused(f"{peer.domain} was removed from the federation")
+            while len(self._open) >= MAX_CHANNELS:
+                self._close(self._open.pop(next(iter(self._open))))
             credentials = grpc.ssl_channel_credentials(
                 self._credentials.root_pem, self._credentials.key_pem, self._credentials.chain_pem
             )
-            options = (
-                *OPTIONS,
-                ("grpc.ssl_target_name_override", peer.dns_name()),
-                # a peer that comes back is found again within a second, not after gRPC's usual two minutes
-                ("grpc.initial_reconnect_backoff_ms", 200),
-                ("grpc.min_reconnect_backoff_ms", 200),
-                ("grpc.max_reconnect_backoff_ms", 2000),
-            )
-            while len(self._open) >= MAX_CHANNELS:
-                oldest = next(iter(self._open))
-                asyncio.get_running_loop().create_task(self._open.pop(oldest).close()).add_done_callback(_done)
-            channel = self._open[key] = grpc.aio.secure_channel(endpoint, credentials, options=options)
+            options = (*OPTIONS, *DIAL_OPTIONS, ("grpc.ssl_target_name_override", peer.dns_name()))
+            channel = grpc.aio.secure_channel(endpoint, credentials, options=options)
+        self._open[key] = channel  # now the one used last
         return channel
 
-    def _forget(self, peer: FederatedAddress, endpoint: str, error: grpc.aio.AioRpcError) -> None:
-        """A place that could not be reached is dialled afresh, so that its certificate is judged afresh too."""
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            channel = self._open.pop((str(peer), endpoint), None)
-            if channel is not None:
-                asyncio.get_running_loop().create_task(channel.close()).add_done_callback(_done)
+    def _drop(self, peer: FederatedAddress, endpoint: str, channel: grpc.aio.Channel) -> None:
+        key = (str(peer), endpoint)
+        if self._open.get(key) is channel:
+            self._close(self._open.pop(key))
+
+    def _close(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _trust_changed(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._close_removed)
+
+    def _close_removed(self) -> None:
+        for address, endpoint in list(self._open):
+            if self._trust.is_removed(address.partition("@")[2]):
+                self._close(self._open.pop((address, endpoint)))
 
 
 class LocalChannel:
     """Calls to the coordinator of this home over its Unix socket."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._channel = grpc.aio.insecure_channel(f"unix:{path}", options=OPTIONS)
 
     async def ready(self, timeout_seconds: float) -> bool:
         """Whether somebody answers at the socket."""
-        self._channel.get_state(try_to_connect=True)
         try:
             async with asyncio.timeout(timeout_seconds):
                 state = self._channel.get_state(try_to_connect=True)
@@ -128,40 +151,71 @@ class LocalChannel:
 
     async def unary(self, method: str, request: Message, reply_type: type[Reply], timeout_seconds: float) -> Reply:
         """One call. Raises: what the coordinator raised, Unreachable."""
-        call = self._channel.unary_unary(
-            method, request_serializer=_serialize, response_deserializer=reply_type.FromString
-        )
-        try:
-            reply: Reply = await call(request, timeout=timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise _error_of(error, "this home's coordinator") from error
-        return reply
+        return await _unary(self._channel, "this home's coordinator", method, request, reply_type, timeout_seconds)
 
-    async def stream(self, method: str, request: Message, reply_type: type[Reply]) -> AsyncIterator[Reply]:
-        """A stream of answers."""
-        call = self._channel.unary_stream(
-            method, request_serializer=_serialize, response_deserializer=reply_type.FromString
-        )(request)
-        try:
-            async for reply in call:
+    async def stream(self, method: str, request: Message, reply_type: type[Reply]) -> AsyncGenerator[Reply, None]:
+        """A stream of answers. Raises as `unary`."""
+        async with contextlib.aclosing(
+            _stream(self._channel, "this home's coordinator", method, request, reply_type)
+        ) as replies:
+            async for reply in replies:
                 yield reply
-        except grpc.aio.AioRpcError as error:
-            raise _error_of(error, "this home's coordinator") from error
-        finally:
-            call.cancel()
 
     async def close(self) -> None:
         await self._channel.close()
 
 
+async def _unary(
+    channel: grpc.aio.Channel,
+    who: str,
+    method: str,
+    request: Message,
+    reply_type: type[Reply],
+    timeout_seconds: float,
+) -> Reply:
+    try:
+        call = channel.unary_unary(method, request_serializer=_serialize, response_deserializer=reply_type.FromString)
+        reply: Reply = await call(request, timeout=timeout_seconds)
+    except grpc.aio.AioRpcError as error:
+        raise _error_of(error, who) from error
+    except asyncio.CancelledError:
+        _raise_if_cut(who)
+        raise
+    except grpc.aio.UsageError as error:
+        raise Unreachable(f"the channel to {who} was closed") from error
+    return reply
+
+
+async def _stream(
+    channel: grpc.aio.Channel, who: str, method: str, request: Message, reply_type: type[Reply]
+) -> AsyncGenerator[Reply, None]:
+    try:
+        call = channel.unary_stream(method, request_serializer=_serialize, response_deserializer=reply_type.FromString)(
+            request
+        )
+    except grpc.aio.UsageError as error:
+        raise Unreachable(f"the channel to {who} was closed") from error
+    try:
+        async for reply in call:
+            yield reply
+    except grpc.aio.AioRpcError as error:
+        raise _error_of(error, who) from error
+    except asyncio.CancelledError:
+        _raise_if_cut(who)
+        raise
+    finally:
+        call.cancel()
+
+
+def _raise_if_cut(who: str) -> None:
+    """gRPC raises CancelledError in calls whose channel is closed; only a cancelled task may see that."""
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        raise Unreachable(f"the call to {who} was cut off") from None
+
+
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
-
-
-def _done(task: asyncio.Task[Any]) -> None:
-    """Take a closing channel's result, so that nothing is left unasked for."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _error_of(error: grpc.aio.AioRpcError, who: str) -> CollectiveError:
@@ -170,15 +224,23 @@ def _error_of(error: grpc.aio.AioRpcError, who: str) -> CollectiveError:
             kind, _, rest = value.decode(errors="replace").partition("\0")
             message, _, hint = rest.partition("\0")
             return error_named(kind, message, hint)
-    details = (error.details() or "").strip()
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    code, details = error.code(), _first_line(error.details())
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Unreachable(f"{who} did not answer in time")
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        if "CERTIFICATE_VERIFY_FAILED" in details or "Hostname Verification" in details or "not match" in details:
+    if code is grpc.StatusCode.UNAVAILABLE:
+        if any(word in details for word in ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "not match")):
             return Refused(f"{who} shows a certificate that is not its own or not of this federation")
         if "Connection refused" in details:
-            return Unreachable(f"nothing listens for {who}")
-        return Unreachable(f"{who} cannot be reached: {details.splitlines()[0][:200] if details else 'no answer'}")
-    if error.code() is grpc.StatusCode.CANCELLED:
+            return _ConnectionFailed(f"nothing listens for {who}")
+        return _ConnectionFailed(f"{who} cannot be reached: {details or 'no answer'}")
+    if code is grpc.StatusCode.CANCELLED:
         return Unreachable(f"the call to {who} was cut off")
-    return CollectiveError(f"{who} answered {error.code().name}: {details[:200]}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Refused(f"{who} does not know this call", "one of the two may need an update")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Full(f"{who} cannot take this call: {details}", "it is busy, or the message is too large")
+    return CollectiveError(f"{who} answered {code.name}: {details}")
+
+
+def _first_line(details: Any) -> str:
+    return str(details or "").strip().partition("\n")[0][:200]

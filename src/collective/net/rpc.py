@@ -1,16 +1,19 @@
 """The control wire's answering side: gRPC over mutual TLS, and one dispatch table that says who may call what.
 
 Every method of the contract has exactly one row; a method without a row, or a row without a method, stops the start.
-The caller is judged at every call, by the certificate it showed: chain, level, component kind. On the home's Unix
-socket the caller is whoever may open it, and only rows marked `local` answer there.
+The caller is judged at every call, by the certificate it showed: chain, level, component kind; on a stream again
+before every message, so nothing leaves after trust was lost. On the home's Unix socket the caller is whoever may open
+it, and only rows marked `local` answer there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,10 @@ OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.so_reuseport", 0),
     # a peer that was suspended is noticed by pings, and the other side must allow them
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_time_ms", 1500),
+    ("grpc.keepalive_timeout_ms", 1500),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.max_pings_without_data", 0),
 )
@@ -132,14 +135,14 @@ class RpcServer:
             raise Misconfigured(f"the path {path} is too long for a socket", "choose a home with a shorter path")
         path.unlink(missing_ok=True)
         server = self._server(local=True)
-        before = os.umask(0o177)
+        before = os.umask(0o177)  # the socket is made inside add_insecure_port; nothing else runs meanwhile
         try:
             server.add_insecure_port(f"unix:{path}")
-            await server.start()
         except RuntimeError as error:
-            raise Misconfigured(f"the socket {path} cannot be made") from error
+            raise Misconfigured(f"the socket {path} cannot be made", "is its folder there and writable?") from error
         finally:
             os.umask(before)
+        await server.start()
         self._servers.append(server)
 
     async def stop(self, grace_seconds: float) -> None:
@@ -174,8 +177,12 @@ class RpcServer:
 
         async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
             try:
-                async for answer in row.handler(self._caller(row, context, local=local), request):
-                    yield answer
+                caller = self._caller(row, context, local=local)
+                async with contextlib.aclosing(row.handler(caller, request)) as answers:
+                    async for answer in answers:
+                        if not local:
+                            self._caller(row, context, local=False)
+                        yield answer
             except CollectiveError as error:
                 await _abort(context, error)
             except Exception as error:
@@ -203,17 +210,12 @@ class RpcServer:
                 raise Refused(f"{row.method} is not answered on the local socket")
             return Caller(None)
         shown = context.auth_context()
-        leaf = shown.get("x509_pem_cert", [])
+        leaf = b"".join(shown.get("x509_pem_cert", ()))
         if not leaf:
             raise Refused("the caller showed no certificate")
-        chain = shown.get("x509_pem_cert_chain", [])
-        intermediates = [certificate for pem in chain for certificate in x509.load_pem_x509_certificates(bytes(pem))]
+        certificate, *intermediates = _certificates(leaf, b"".join(shown.get("x509_pem_cert_chain", ())))
         identity = self._trust.verify(
-            x509.load_pem_x509_certificate(bytes(next(iter(leaf)))),
-            intermediates,
-            level=row.level,
-            now=self._clock.wall(),
-            kinds=row.kinds,
+            certificate, intermediates, level=row.level, now=self._clock.wall(), kinds=row.kinds
         )
         if row.capability and row.capability not in identity.capabilities:
             raise Refused(f"{identity.address} is not enrolled for {row.capability}")
@@ -224,6 +226,14 @@ class RpcServer:
             return
         self._observer.event("rpc.handler_failed", method=row.method, error=f"{type(error).__name__}: {error}")
         await _abort(context, CollectiveError("internal error at the other side"))
+
+
+@lru_cache(maxsize=256)
+def _certificates(leaf_pem: bytes, chain_pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The leaf and what it was sent with (the TLS library repeats the leaf in the chain); the same for every call."""
+    leaf = x509.load_pem_x509_certificate(leaf_pem)
+    chain = x509.load_pem_x509_certificates(chain_pem) if chain_pem else []
+    return leaf, *(certificate for certificate in chain if certificate != leaf)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: CollectiveError) -> None:
