@@ -26,6 +26,7 @@ from collective.catalog.entry import (
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.feed import Fork
 from collective.catalog.heads import HeadKeeper
+from collective.catalog.tree import MAX_NUMBER
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import Conflict, Misconfigured, NotFound, Refused
@@ -184,7 +185,7 @@ class Ledger(Applier):
                 [
                     2,
                     *([as_int(row[0])] if row else []),
-                    *(op.create.inode + 1 for op in operations if op.HasField("create")),
+                    *(min(op.create.inode, MAX_NUMBER - 1) + 1 for op in operations if op.HasField("create")),
                 ]
             )
             return self._append(store_id, self.own.signing_key, public, sealed.SerializeToString(), key)

@@ -16,13 +16,14 @@ from collective.core.errors import Refused
 from collective.core.layout import INLINE_LIMIT_BYTES
 from collective.wire import feed_pb2
 
-__all__ = ["ROOT_NUMBER", "apply_operation", "make_root"]
+__all__ = ["MAX_NUMBER", "ROOT_NUMBER", "apply_operation", "make_root"]
 
 ROOT_NUMBER = 1
 RENAME_NO_REPLACE = 1
 RENAME_EXCHANGE = 2
 MAX_DEPTH = 1024  # no path is deeper; also what a walk to the root may take
 MAX_XATTR_BYTES = 65_536
+MAX_NUMBER = 1 << 40  # inode numbers share st_ino with 24 bits of prefix
 
 
 class _SkipError(Exception):
@@ -85,7 +86,7 @@ class _Tree:
 
     def create(self, change: feed_pb2.Create) -> None:
         self._free_name(change.parent, change.name)
-        if change.inode <= ROOT_NUMBER or self._find(change.inode) is not None:
+        if not ROOT_NUMBER < change.inode < MAX_NUMBER or self._find(change.inode) is not None:
             raise _SkipError("the inode number is taken")
         kind = stat.S_IFMT(change.mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK):
