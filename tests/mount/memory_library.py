@@ -46,7 +46,7 @@ class MemoryReference:
 async def until(condition: Callable[[], object]) -> None:
     """Give others the event loop until `condition()` holds; fails after ten seconds."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (any condition at all, not one event)
+        while not condition():
             await asyncio.sleep(0)
 
 

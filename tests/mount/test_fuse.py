@@ -59,7 +59,7 @@ async def run(*command: object) -> str:
 async def seen(condition: Callable[[], bool]) -> None:
     """Ask the mount, away from its event loop, until it shows what it should; fails after 20 seconds."""
     async with asyncio.timeout(20):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 (the kernel tells nobody)
+        while not await asyncio.to_thread(condition):
             await asyncio.sleep(0)
 
 
