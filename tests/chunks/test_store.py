@@ -336,3 +336,18 @@ async def test_reading_works_from_threads_without_an_event_loop_while_chunks_com
     for thread in threads:
         await asyncio.to_thread(thread.join)
     assert wrong == []
+
+
+async def test_a_cached_read_is_the_same_or_says_no(tmp_path: Path) -> None:
+    """What is in the page cache comes at once and right; otherwise the answer is no."""
+    store = ChunkStore.open(tmp_path / "disk", capacity_bytes=1 << 30)
+    plain = os.urandom(300_000)
+    sealed = seal_chunk(derive_chunk_key(bytes(32), plain), plain)
+    await store.put(sealed.id, sealed.sealed)
+    out = memoryview(bytearray(len(sealed.sealed)))
+    if store.read_cached(sealed.id, 0, 5, out):
+        assert out == sealed.sealed
+    assert store.read_segments(sealed.id, 0, 5, out) == len(sealed.sealed)
+    assert store.read_cached(sealed.id, 0, 5, out), "it was read a moment ago"
+    assert out == sealed.sealed
+    await store.close()

@@ -232,6 +232,22 @@ class ChunkStore:
             read_exactly(file.descriptor, out[:wanted], start)
         return wanted
 
+    def read_cached(self, id_: bytes, first: int, count: int, out: memoryview) -> bool:
+        """As `read_segments`, if all of it lies in the page cache; False, with nothing promised of `out`, if not.
+
+        Never waits for the disk, so an event loop may call it. Raises: NotFound, Corrupt.
+        """
+        size = self.size_of(id_)
+        start = first * SEALED_SEGMENT_BYTES
+        wanted = min(count * SEALED_SEGMENT_BYTES, size - start)
+        if first < 0 or wanted <= 0:
+            raise NotFound("no such segment in the chunk")
+        with self._reading(id_, size) as file:
+            try:
+                return os.preadv(file.descriptor, [out[:wanted]], start, os.RWF_NOWAIT) == wanted
+            except OSError:
+                return False  # not cached, or a file system that cannot tell: the disk is asked in a thread
+
     def read_hashes(self, id_: bytes) -> bytes:
         """The chunk's hash list, verified against its id. Raises: NotFound, Corrupt (the chunk is set aside)."""
         size = self.size_of(id_)

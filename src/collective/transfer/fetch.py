@@ -79,7 +79,7 @@ class Fetcher:
             spare = self._spare.pop()
             if len(spare) >= size:
                 return spare
-        return bytearray(max(size, 17 * SEALED_SEGMENT_BYTES))
+        return bytearray(max(size, 33 * SEALED_SEGMENT_BYTES))
 
     def recycle(self, buffer: bytearray) -> None:
         if len(self._spare) < BUFFERS_KEPT:
