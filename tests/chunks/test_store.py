@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from collective.chunks import ChunkStore, SealedChunk, hash_segments
+from collective.chunks import ChunkStore, SealedChunk, derive_chunk_key, hash_segments, seal_chunk
 from collective.chunks.chunkfile import read_trailer
 from collective.core.errors import Corrupt, Full, NotFound, Unreachable
 from collective.core.layout import MAX_SEALED_CHUNK_BYTES, SEALED_SEGMENT_BYTES, SEGMENT_BYTES
