@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
+
 from collective.core.address import FederatedAddress
 from collective.core.observe import Observer
 from collective.identity import (
@@ -68,13 +69,6 @@ class Recorder:
                 await self._more.wait()
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for a condition of this process, giving way to the loop."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 class Federation:
     """Members by their first label, each with its CA; credentials of their components are made when asked for."""
 
@@ -120,6 +114,17 @@ def federation() -> Federation:
     return Federation()
 
 
+@pytest.fixture(scope="session")
+def strange_federation() -> Federation:
+    """Another federation with the same names: only its root differs."""
+    return Federation()
+
+
+@pytest.fixture
+def clock() -> WallClock:
+    return WallClock()
+
+
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
@@ -127,10 +132,10 @@ def recorder() -> Recorder:
 
 @dataclass
 class LanePark:
-    """Lane servers and connections of one test, all closed at its end. Servers are alice's node, callers bob's client."""
+    """Lane servers (alice's node) and connections (bob's client) of one test, all closed at its end."""
 
     federation: Federation
-    clock: WallClock = field(default_factory=WallClock)
+    clock: WallClock
     _closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -190,7 +195,7 @@ class LanePark:
 
 
 @pytest.fixture
-async def park(federation: Federation) -> AsyncIterator[LanePark]:
-    lanes = LanePark(federation)
+async def park(federation: Federation, clock: WallClock) -> AsyncIterator[LanePark]:
+    lanes = LanePark(federation, clock)
     yield lanes
     await lanes.close()

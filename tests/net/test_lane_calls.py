@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+from typing_extensions import Buffer
+
 from collective.core.errors import (
     ERROR_CODES,
     CollectiveError,
@@ -18,10 +20,19 @@ from collective.core.errors import (
 from collective.core.sizes import KIB, MIB
 from collective.net.lane import LaneCaller
 from collective.net.lane_frames import MAX_BODY_BYTES, MAX_HEAD_BYTES
-from typing_extensions import Buffer
 
 ECHO, FAIL, BYTES, WAIT, ASK_BACK, SLOW_FAIL, TOO_MUCH, COUNT = range(1, 9)
 Answer = tuple[bytes, Sequence[Buffer]]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Give way to the loop until the condition holds."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10):
+        while not condition():
+            turn = loop.create_future()
+            loop.call_soon(turn.set_result, None)
+            await turn
 
 
 async def echo(caller: LaneCaller, head: bytes, body: memoryview) -> Answer:
@@ -237,8 +248,7 @@ async def test_a_call_given_up_in_the_middle_of_its_body_touches_nothing_more(pa
     for _ in range(20):
         memory = bytearray(8 * MIB)
         call = asyncio.create_task(lane.call(BYTES, str(8 * MIB).encode(), into=memoryview(memory), timeout_seconds=10))
-        while not memory[100]:
-            await asyncio.sleep(0)
+        await until(lambda memory=memory: memory[100])
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -224,13 +224,14 @@ def _error_of(error: grpc.aio.AioRpcError, who: str) -> CollectiveError:
             kind, _, rest = value.decode(errors="replace").partition("\0")
             message, _, hint = rest.partition("\0")
             return error_named(kind, message, hint)
-    code, details = error.code(), _first_line(error.details())
+    code, whole = error.code(), error.details() or ""
+    details = whole.strip().partition("\n")[0][:200]
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Unreachable(f"{who} did not answer in time")
     if code is grpc.StatusCode.UNAVAILABLE:
-        if any(word in details for word in ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "not match")):
+        if any(word in whole for word in ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "not match")):
             return Refused(f"{who} shows a certificate that is not its own or not of this federation")
-        if "Connection refused" in details:
+        if "Connection refused" in whole:
             return _ConnectionFailed(f"nothing listens for {who}")
         return _ConnectionFailed(f"{who} cannot be reached: {details or 'no answer'}")
     if code is grpc.StatusCode.CANCELLED:
@@ -240,7 +241,3 @@ def _error_of(error: grpc.aio.AioRpcError, who: str) -> CollectiveError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Full(f"{who} cannot take this call: {details}", "it is busy, or the message is too large")
     return CollectiveError(f"{who} answered {code.name}: {details}")
-
-
-def _first_line(details: Any) -> str:
-    return str(details or "").strip().partition("\n")[0][:200]
