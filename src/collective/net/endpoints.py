@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from collective.core.errors import CollectiveError, Misconfigured
 
@@ -77,21 +78,33 @@ def open_listeners(host: str, port: int, backlog: int = 256) -> list[socket.sock
     listeners: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((address[0], port, *address[2:]))
-            listener.listen(backlog)
-            port = listener.getsockname()[1]
+        for family, kind, protocol, _, address in sorted(dict.fromkeys(found)):
+            try:
+                listeners.append(_listener(family, kind, protocol, (address[0], port, *address[2:]), backlog))
+            except OSError as error:
+                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise  # a machine without IPv6 may still name ::1 as one of its addresses
+            port = listeners[0].getsockname()[1]
     except OSError as error:
         for listener in listeners:
             listener.close()
         raise _listen_error(error, host, port) from error
     return listeners
+
+
+def _listener(family: int, kind: int, protocol: int, address: tuple[Any, ...], backlog: int) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def check_bindable(host: str, port: int) -> None:

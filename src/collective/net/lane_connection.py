@@ -204,7 +204,7 @@ class LaneConnection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         keep_alive(self._transport)
         self._outbox.attach(self._transport.write)
-        self._restart_timer(self._limits.greeting_seconds, self._check_greeting)
+        self._restart_timer(self._limits.greeting_seconds, self._greeting_late)
         try:
             self._chain = peer_chain(cast(ssl.SSLObject, transport.get_extra_info("ssl_object")))
             if self._chain is None:
@@ -270,11 +270,8 @@ class LaneConnection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, action)
 
-    def _check_greeting(self) -> None:
-        if self._hello.done():
-            self._check()
-        else:
-            self.abort(Unreachable(f"{self._who()} did not greet in time"))
+    def _greeting_late(self) -> None:
+        self.abort(Unreachable(f"{self._who()} did not greet in time"))
 
     def _check(self) -> None:
         """Now and then: is the peer still trusted (certificates expire), does it still take and send?"""
@@ -344,6 +341,7 @@ class LaneConnection(asyncio.BufferedProtocol):
             return
         self._reader.open_wide()
         self._hello.set_result(None)
+        self._restart_timer(0.0, self._check)
 
     def _send(
         self,

@@ -59,16 +59,19 @@ def load_chain(context: ssl.SSLContext, credentials: Credentials) -> None:
 
 
 def peer_chain(ssl_object: ssl.SSLObject) -> tuple[x509.Certificate, Sequence[x509.Certificate]] | None:
-    """The peer's leaf and the intermediates it sent, or None when it showed no certificate."""
+    """The peer's leaf and the intermediates it sent, or None when it showed no certificate. Raises: Refused."""
+    if ssl_object.getpeercert(binary_form=True) is None:
+        return None
     public: Callable[[], Sequence[bytes]] | None = getattr(ssl_object, "get_unverified_chain", None)
     if public is not None:  # Python 3.13 and later
-        ders = [bytes(der) for der in public() or ()]
+        ders = list(public())
     else:
         inner: Any = ssl_object._sslobj  # type: ignore[attr-defined]
-        ders = [ssl.PEM_cert_to_DER_cert(entry.public_bytes()) for entry in inner.get_unverified_chain() or ()]
-    if not ders:
-        return None
-    leaf, *intermediates = (x509.load_der_x509_certificate(der) for der in ders)
+        ders = [ssl.PEM_cert_to_DER_cert(entry.public_bytes()) for entry in inner.get_unverified_chain()]
+    try:
+        leaf, *intermediates = (x509.load_der_x509_certificate(der) for der in ders)
+    except ValueError as error:
+        raise Refused(f"a certificate cannot be read: {error}") from error
     return leaf, intermediates
 
 
