@@ -56,7 +56,7 @@ Judge = Callable[[x509.Certificate, Sequence[x509.Certificate]], PeerIdentity]
 class LaneLimits:
     """What a peer may use up, and for how long it may be silent (the windows are the protocol's, see lane_window).
 
-    max_connections: of one server, handshakes included; an idle one costs about 200 KiB.
+    max_connections: of one server, handshakes included; an idle one costs about 130 KiB.
     max_connections_per_address: of one server; a home behind one address has a few tens of processes.
     greeting_seconds: for the handshake, and again for the hello.
     stall_seconds: a frame begun, either way, must get on within this time.
