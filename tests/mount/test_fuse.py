@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -313,10 +314,15 @@ async def test_unmounted_from_outside_it_returns(
     ready = asyncio.Event()
     running = asyncio.create_task(run_mount(names, sources.open, MountSettings(tmp_path), on_ready=ready.set))
     await ready.wait()
-    held = await away(os.open, tmp_path / "film", os.O_RDONLY)
+    # another process holds the file: one that serves a mount must not fork with a file of it open (the child's
+    # close would wait for the very process that waits for the child)
+    code = "import sys; held = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "film")]
+    holder = await away(partial(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    assert await away(holder.stdout.readline) == b"open\n"
     with pytest.raises(Conflict, match="in use"):
         await away(unmount, tmp_path)
-    await away(os.close, held)
+    await away(holder.communicate)
     await away(unmount, tmp_path)
     async with asyncio.timeout(20):
         await running

@@ -155,8 +155,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         parts.refresh_trust()
         bell.ring()
 
-    pledge = settings.storage_bytes if settings else config.coordinator.storage_capacity
-    copy_desk = CopyDesk(catalog, nodes, tickets, bell, observer, own.member_domain, pledge, writer)
+    told_bytes = settings.storage_bytes if settings else config.coordinator.storage_capacity
+    copy_desk = CopyDesk(
+        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: _pledge(nodes, told_bytes), writer
+    )
     federation = FederationDesk(
         catalog=catalog,
         entries=EntryServer(catalog, bell, clock),
@@ -272,6 +274,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         await _update_card(parts, settings)
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
         tasks.append(group.create_task(_every_change(parts, settings), name="background"))
+        tasks.append(group.create_task(_make_copies(parts), name="copies"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
         for task in tasks:
@@ -295,6 +298,13 @@ async def _every_change(parts: Parts, settings: CoordinatorSettings) -> None:
             await _guarded(parts, "nodes", parts.nodes.refresh)
             await _guarded(parts, "card", lambda: _update_card(parts, settings))
         await _guarded(parts, "tend", lambda: _tend(parts))
+        counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
+
+
+async def _make_copies(parts: Parts) -> None:
+    """Copies in a loop of their own: a large one takes hours and must not hold up keys and grants."""
+    counter = -1
+    while True:
         await _guarded(parts, "copies", lambda: parts.copies.tick(parts.clock.monotonic()))
         counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
 
@@ -305,6 +315,8 @@ async def _guarded(parts: Parts, what: str, work: Callable[[], Awaitable[None]])
         await work()
     except CollectiveError as error:
         parts.observer.event("background.failed", what=what, reason=error.message)
+    except Exception as error:
+        parts.observer.event("background.unexpected", what=what, error=f"{type(error).__name__}: {error}")
 
 
 async def _tend(parts: Parts) -> None:
@@ -322,14 +334,31 @@ async def _update_card(parts: Parts, settings: CoordinatorSettings) -> None:
         wrapping_key=parts.household.keys.wrapping_key.public_key().public_bytes_raw(),
         endpoints=parts.endpoints,
         nodes=parts.nodes.cards() if settings.storage_bytes or parts.nodes.all() else [],
-        pledge_bytes=settings.storage_bytes,
+        pledge_bytes=_pledge(parts.nodes, settings.storage_bytes),
     )
     own = next(m for m in parts.catalog.members() if m.domain == parts.household.member_domain)
-    if own.card == card:
+    if own.card is not None and _nearly_equal(own.card, card):
         return
     operation = feed_pb2.MemberOperation(id=_fresh_id(parts), card=card)
     await parts.writer(lambda: parts.catalog.append_member([operation]))
     parts.bell.ring()
+
+
+def _pledge(nodes: NodeDirectory, told_bytes: int) -> int:
+    """What this home hosts for others at most: what was said, or what its separate nodes may hold."""
+    return told_bytes or sum(node.capacity_bytes for node in nodes.all())
+
+
+def _nearly_equal(one: feed_pb2.Card, other: feed_pb2.Card) -> bool:
+    """Whether two cards say the same; a disk's capacity may differ by a twentieth, since other files lie on it too."""
+    if len(one.nodes) != len(other.nodes):
+        return False
+    copy = feed_pb2.Card()
+    copy.CopyFrom(other)
+    for told, now in zip(one.nodes, copy.nodes, strict=True):
+        if abs(told.capacity_bytes - now.capacity_bytes) * 20 <= told.capacity_bytes:
+            now.capacity_bytes = told.capacity_bytes
+    return one == copy
 
 
 def _fresh_id(parts: Parts) -> feed_pb2.OperationId:

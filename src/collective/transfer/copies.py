@@ -40,7 +40,7 @@ class CopyDesk:
     bell: ChangeBell
     observer: Observer
     own_domain: str
-    pledge_bytes: int
+    pledge_bytes: Callable[[], int]
     write: Callable[[Callable[[], None]], Awaitable[None]]
 
     async def offer(self, owner: str, request: control_pb2.OfferCopyRequest) -> control_pb2.OfferCopyReply:
@@ -52,9 +52,10 @@ class CopyDesk:
             return control_pb2.OfferCopyReply(already_held=True)
         node = await self.nodes.for_writing(request.version_id, request.sealed_bytes)
         hosted = self.catalog.hosted_bytes(self.own_domain)
-        if hosted + request.sealed_bytes > self.pledge_bytes:
+        pledge = self.pledge_bytes()
+        if hosted + request.sealed_bytes > pledge:
             raise Full(
-                f"{self.own_domain} hosts {hosted} of {self.pledge_bytes} pledged bytes for others and cannot take"
+                f"{self.own_domain} hosts {hosted} of {pledge} pledged bytes for others and cannot take"
                 f" {request.sealed_bytes} more",
                 "raise the pledge (--storage) there, or place the copy elsewhere",
             )

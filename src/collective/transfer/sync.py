@@ -148,6 +148,10 @@ class PeerSync:
                         backoff = FIRST_BACKOFF_SECONDS
                     state.reason = error.message
                     self._parts.observer.event("sync.broken", peer=domain, at=endpoint.grpc, reason=error.message)
+                except Exception as error:
+                    # what one peer sends must never end the coordinator; it is told loudly and tried again
+                    state.reason = f"{type(error).__name__}: {error}"
+                    self._parts.observer.event("sync.unexpected", peer=domain, at=endpoint.grpc, error=state.reason)
                 state.connected = state.caught_up = False
             await asyncio.sleep(backoff * self._random.uniform(0.8, 1.2))
             backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
