@@ -17,6 +17,10 @@ from support.homes import Federation, Home, wait_for
 SIZES = (0, 10, 4096, 5_000, 200_000, 3_000_000, 12_000_000)
 
 
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 class Writer(threading.Thread):
     """Writes files without end and keeps the ledger: path below the DataStore -> SHA-256 of what was closed.
 
@@ -47,38 +51,37 @@ class Writer(threading.Thread):
         content = self.random.randbytes(self.random.choice(SIZES))
         target = self.folder / path
         kind = self.random.choice(("write", "write", "replace", "append", "rename", "unlink"))
-        before = {name: self.ledger.pop(name) for name in (path, path + "+") if name in self.ledger}
-        self.unsure |= {path, path + "+"}
+        aside = self.folder / (path + "+")
+        before = {name: self.ledger.pop(name) for name in (path, aside.name) if name in self.ledger}
+        self.unsure |= {path, aside.name}
+        after = dict(before)
         if kind == "replace":  # as editors do: write aside, sync, rename over
-            aside = self.folder / (path + "+")
             with aside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             aside.rename(target)
-            after = {path: content}
+            after.pop(aside.name, None)
+            after[path] = digest(content)
         elif kind == "append" and path in before:
             held = target.read_bytes()
-            assert hashlib.sha256(held).hexdigest() == before[path], f"{path} is not what was closed"
+            assert digest(held) == before[path], f"{path} is not what was closed"
             with target.open("ab") as file:
                 file.write(content[:100_000])
-            after = {path: held + content[:100_000]}
+            after[path] = digest(held + content[:100_000])
         elif kind == "rename" and path in before:
-            target.rename(self.folder / (path + "+"))
-            after = {path + "+": None}
+            target.rename(aside)
+            after[aside.name] = after.pop(path)
         elif kind == "unlink" and path in before:
             target.unlink()
-            after = {}
+            del after[path]
         else:
             with target.open("wb") as file:
                 for start in range(0, len(content), 1 << 20):
                     file.write(content[start : start + (1 << 20)])
-            after = {path: content}
-        for name, held in after.items():
-            self.ledger[name] = before[path] if held is None else hashlib.sha256(held).hexdigest()
-        if kind != "append" and path + "+" in before and path + "+" not in after and kind not in ("replace", "rename"):
-            self.ledger[path + "+"] = before[path + "+"]  # untouched
-        self.unsure -= {path, path + "+"}
+            after[path] = digest(content)
+        self.ledger.update(after)
+        self.unsure -= {path, aside.name}
 
 
 def mount_pid(home: Home) -> int:
@@ -124,7 +127,7 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
     for writer in writers:
         writer.join(100)
         assert not writer.is_alive(), "a program hangs in the mount"
-    expected = {path: digest for writer in writers for path, digest in writer.ledger.items()}
+    expected = {path: held for writer in writers for path, held in writer.ledger.items()}
     assert len(expected) > 10
     check(mountpoint / "media", expected, f"in the mount (seed {seed})")
     wait_for(lambda: not pending(alice), "everything to be uploaded by itself", 100)
@@ -139,12 +142,12 @@ def pending(home: Home) -> int:
 
 
 def check(folder: Path, expected: dict[str, str], where: str) -> None:
-    for path, digest in expected.items():
+    for path, held in expected.items():
         content = None
         with contextlib.suppress(FileNotFoundError):
             content = (folder / path).read_bytes()
         assert content is not None, f"{path} was closed and is gone {where}"
-        assert hashlib.sha256(content).hexdigest() == digest, f"{path} was closed and is not whole {where}"
+        assert digest(content) == held, f"{path} was closed and is not whole {where}"
 
 
 @pytest.mark.timeout(115)

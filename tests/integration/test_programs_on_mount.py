@@ -88,7 +88,8 @@ def test_sqlite(folder: Path, journal: str) -> None:
             database.execute("UPDATE films SET seen = 1 WHERE id % 3 = 0")
     database.close()
     script = (
-        "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); print(d.execute('PRAGMA integrity_check').fetchone()[0],"
+        "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]);"
+        " print(d.execute('PRAGMA integrity_check').fetchone()[0],"
         " d.execute('SELECT count(*), sum(seen) FROM films').fetchone())"
     )
     assert run("python3", "-c", script, path).strip() == "ok (2000, 666)"
