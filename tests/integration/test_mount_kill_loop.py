@@ -24,7 +24,7 @@ def digest(content: bytes) -> str:
 class Writer(threading.Thread):
     """Writes files without end and keeps the ledger: path below the DataStore -> SHA-256 of what was closed.
 
-    What may have happened when a call failed is kept apart: `unsure` paths may hold anything a program wrote.
+    While a step goes on its paths are not in the ledger; when it fails they stay out: they may hold either.
     """
 
     def __init__(self, folder: Path, number: int, seed: int) -> None:
@@ -32,8 +32,7 @@ class Writer(threading.Thread):
         self.folder, self.number = folder, number
         self.random = random.Random(seed * 1000 + number)
         self.ledger: dict[str, str] = {}
-        self.unsure: set[str] = set()
-        self.failed = 0
+        self.wrong = ""
         self.stopping = threading.Event()
 
     def run(self) -> None:
@@ -42,18 +41,19 @@ class Writer(threading.Thread):
             count += 1
             path = f"w{self.number}-{count % 400}"
             try:
-                self._once(path, count)
-            except OSError:  # the mount is away: what was being written may be there or not
-                self.failed += 1
+                self._once(path)
+            except OSError:  # the mount is away
                 self.stopping.wait(0.05)
+            except AssertionError as error:
+                self.wrong = str(error)
+                return
 
-    def _once(self, path: str, count: int) -> None:
+    def _once(self, path: str) -> None:
         content = self.random.randbytes(self.random.choice(SIZES))
         target = self.folder / path
         kind = self.random.choice(("write", "write", "replace", "append", "rename", "unlink"))
         aside = self.folder / (path + "+")
         before = {name: self.ledger.pop(name) for name in (path, aside.name) if name in self.ledger}
-        self.unsure |= {path, aside.name}
         after = dict(before)
         if kind == "replace":  # as editors do: write aside, sync, rename over
             with aside.open("wb") as file:
@@ -81,7 +81,6 @@ class Writer(threading.Thread):
                     file.write(content[start : start + (1 << 20)])
             after[path] = digest(content)
         self.ledger.update(after)
-        self.unsure -= {path, aside.name}
 
 
 def mount_pid(home: Home) -> int:
@@ -127,6 +126,7 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
     for writer in writers:
         writer.join(100)
         assert not writer.is_alive(), "a program hangs in the mount"
+        assert not writer.wrong, f"{writer.wrong} (seed {seed})"
     expected = {path: held for writer in writers for path, held in writer.ledger.items()}
     assert len(expected) > 10
     check(mountpoint / "media", expected, f"in the mount (seed {seed})")
