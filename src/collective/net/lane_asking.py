@@ -25,7 +25,7 @@ __all__ = ["Asker", "AskingHalf", "LaneReply", "Send", "told_error"]
 
 
 class Asker(Protocol):
-    """A lane as far as one can ask over it; see LaneConnection.call."""
+    """A lane as far as a handler needs it, to ask back and to know when it ends; see LaneConnection."""
 
     async def call(
         self,
@@ -36,6 +36,14 @@ class Asker(Protocol):
         into: memoryview | None = None,
         timeout_seconds: float,
     ) -> LaneReply: ...
+
+    def refuse(self, reason: CollectiveError) -> None: ...
+
+    @property
+    def closed(self) -> asyncio.Event: ...
+
+    @property
+    def was_closed_by_peer(self) -> bool: ...
 
 
 class Send(Protocol):

@@ -102,7 +102,8 @@ class LaneConnection(asyncio.BufferedProtocol):
         self._last_read = self._last_written = self._loop.time()
         self._seen_slices = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.closed = asyncio.Event()
+        self._closed_by_peer = False
+        self._closed = asyncio.Event()
 
     # ------------------------------------------------------------ for those who ask
 
@@ -130,6 +131,16 @@ class LaneConnection(asyncio.BufferedProtocol):
         """Whether it has ended or is ending: no further call will succeed."""
         return self._reason is not None
 
+    @property
+    def closed(self) -> asyncio.Event:
+        """Set when it has ended."""
+        return self._closed
+
+    @property
+    def was_closed_by_peer(self) -> bool:
+        """Whether it has ended, and by the other side's doing: over there it is known."""
+        return self._closed_by_peer
+
     async def call(
         self,
         method: int,
@@ -152,14 +163,14 @@ class LaneConnection(asyncio.BufferedProtocol):
     async def close(self) -> None:
         """Close and wait until everything about it has ended; calls on the way fail with Unreachable at once."""
         self._fail(Unreachable(f"the connection to {self._who()} was closed"))
-        if self._transport is not None and not self.closed.is_set():
+        if self._transport is not None and not self._closed.is_set():
             self._transport.close()
             try:
                 async with asyncio.timeout(GOODBYE_SECONDS):
-                    await self.closed.wait()
+                    await self._closed.wait()
             except TimeoutError:
                 self._transport.abort()
-                await self.closed.wait()
+                await self._closed.wait()
         await self._answering.ended()
 
     def abort(self, reason: CollectiveError) -> None:
@@ -180,7 +191,7 @@ class LaneConnection(asyncio.BufferedProtocol):
 
     async def ended(self) -> None:
         """Wait until the connection and its handlers have ended."""
-        await self.closed.wait()
+        await self._closed.wait()
         await self._answering.ended()
 
     async def greeted(self) -> None:
@@ -243,12 +254,14 @@ class LaneConnection(asyncio.BufferedProtocol):
         self._outbox.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # a timeout of TCP or a broken record also comes here, as another error
+        self._closed_by_peer = self._reason is None and (exc is None or isinstance(exc, ConnectionError))
         self._fail(Unreachable(f"the connection to {self._who()} was lost"))
         self._outbox.detach()
         self._answering.close()
         if self._timer is not None:
             self._timer.cancel()
-        self.closed.set()
+        self._closed.set()
         self._on_closed(self)
 
     def _fail(self, reason: CollectiveError) -> None:

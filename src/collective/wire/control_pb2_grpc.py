@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from collective.wire import control_pb2 as collective_dot_wire_dot_control__pb2
+from collective.wire import submit_pb2 as collective_dot_wire_dot_submit__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -70,6 +71,16 @@ class FederationStub:
                 request_serializer=collective_dot_wire_dot_control__pb2.PingRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_control__pb2.PingReply.FromString,
                 _registered_method=True)
+        self.Submit = channel.unary_unary(
+                '/collective.v1.Federation/Submit',
+                request_serializer=collective_dot_wire_dot_submit__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_submit__pb2.SubmitReply.FromString,
+                _registered_method=True)
+        self.LeaseNumbers = channel.unary_unary(
+                '/collective.v1.Federation/LeaseNumbers',
+                request_serializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -122,6 +133,20 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Submit(self, request, context):
+        """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseNumbers(self, request, context):
+        """Inode numbers in such a DataStore for the caller's member to give out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +184,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Ping,
                     request_deserializer=collective_dot_wire_dot_control__pb2.PingRequest.FromString,
                     response_serializer=collective_dot_wire_dot_control__pb2.PingReply.SerializeToString,
+            ),
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=collective_dot_wire_dot_submit__pb2.SubmitRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_submit__pb2.SubmitReply.SerializeToString,
+            ),
+            'LeaseNumbers': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseNumbers,
+                    request_deserializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -361,6 +396,60 @@ class Federation:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Federation/Submit',
+            collective_dot_wire_dot_submit__pb2.SubmitRequest.SerializeToString,
+            collective_dot_wire_dot_submit__pb2.SubmitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseNumbers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Federation/LeaseNumbers',
+            collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.SerializeToString,
+            collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class MembershipStub:
     """What a member's own nodes ask.
@@ -487,6 +576,21 @@ class ControlStub:
                 request_serializer=collective_dot_wire_dot_control__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_control__pb2.ListFilesReply.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/collective.v1.Control/ListVersions',
+                request_serializer=collective_dot_wire_dot_control__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.ListVersionsReply.FromString,
+                _registered_method=True)
+        self.ListPending = channel.unary_unary(
+                '/collective.v1.Control/ListPending',
+                request_serializer=collective_dot_wire_dot_control__pb2.ListPendingRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.ListPendingReply.FromString,
+                _registered_method=True)
+        self.DiscardPending = channel.unary_unary(
+                '/collective.v1.Control/DiscardPending',
+                request_serializer=collective_dot_wire_dot_control__pb2.DiscardPendingRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.DiscardPendingReply.FromString,
+                _registered_method=True)
         self.Bundle = channel.unary_unary(
                 '/collective.v1.Control/Bundle',
                 request_serializer=collective_dot_wire_dot_control__pb2.BundleRequest.SerializeToString,
@@ -552,6 +656,25 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPending(self, request, context):
+        """Changes to other members' DataStores that have not arrived there yet, or were refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardPending(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Bundle(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -606,6 +729,21 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ListFiles,
                     request_deserializer=collective_dot_wire_dot_control__pb2.ListFilesRequest.FromString,
                     response_serializer=collective_dot_wire_dot_control__pb2.ListFilesReply.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.ListVersionsRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.ListVersionsReply.SerializeToString,
+            ),
+            'ListPending': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPending,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.ListPendingRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.ListPendingReply.SerializeToString,
+            ),
+            'DiscardPending': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardPending,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.DiscardPendingRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.DiscardPendingReply.SerializeToString,
             ),
             'Bundle': grpc.unary_unary_rpc_method_handler(
                     servicer.Bundle,
@@ -835,6 +973,87 @@ class Control:
             '/collective.v1.Control/ListFiles',
             collective_dot_wire_dot_control__pb2.ListFilesRequest.SerializeToString,
             collective_dot_wire_dot_control__pb2.ListFilesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Control/ListVersions',
+            collective_dot_wire_dot_control__pb2.ListVersionsRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.ListVersionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPending(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Control/ListPending',
+            collective_dot_wire_dot_control__pb2.ListPendingRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.ListPendingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardPending(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Control/DiscardPending',
+            collective_dot_wire_dot_control__pb2.DiscardPendingRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.DiscardPendingReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import control_pb2 as _control_pb2
+from collective.wire import submit_pb2 as _submit_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -46,6 +47,10 @@ class FederationStub:
     CompleteCopy: _grpc.UnaryUnaryMultiCallable[_control_pb2.CompleteCopyRequest, _control_pb2.CompleteCopyReply]
     """"All of it is sent": checks, states the holding, answers with the new head of its member feed."""
     Ping: _grpc.UnaryUnaryMultiCallable[_control_pb2.PingRequest, _control_pb2.PingReply]
+    Submit: _grpc.UnaryUnaryMultiCallable[_submit_pb2.SubmitRequest, _submit_pb2.SubmitReply]
+    """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
+    LeaseNumbers: _grpc.UnaryUnaryMultiCallable[_submit_pb2.LeaseNumbersRequest, _submit_pb2.LeaseNumbersReply]
+    """Inode numbers in such a DataStore for the caller's member to give out."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -63,6 +68,10 @@ class FederationAsyncStub(FederationStub):
     CompleteCopy: _aio.UnaryUnaryMultiCallable[_control_pb2.CompleteCopyRequest, _control_pb2.CompleteCopyReply]  # type: ignore[assignment]
     """"All of it is sent": checks, states the holding, answers with the new head of its member feed."""
     Ping: _aio.UnaryUnaryMultiCallable[_control_pb2.PingRequest, _control_pb2.PingReply]  # type: ignore[assignment]
+    Submit: _aio.UnaryUnaryMultiCallable[_submit_pb2.SubmitRequest, _submit_pb2.SubmitReply]  # type: ignore[assignment]
+    """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
+    LeaseNumbers: _aio.UnaryUnaryMultiCallable[_submit_pb2.LeaseNumbersRequest, _submit_pb2.LeaseNumbersReply]  # type: ignore[assignment]
+    """Inode numbers in such a DataStore for the caller's member to give out."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     """What other members (and own components) ask."""
@@ -120,6 +129,22 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PingReply, _abc.Awaitable[_control_pb2.PingReply]]: ...
 
+    @_abc_1.abstractmethod
+    def Submit(
+        self,
+        request: _submit_pb2.SubmitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_submit_pb2.SubmitReply, _abc.Awaitable[_submit_pb2.SubmitReply]]:
+        """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
+
+    @_abc_1.abstractmethod
+    def LeaseNumbers(
+        self,
+        request: _submit_pb2.LeaseNumbersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_submit_pb2.LeaseNumbersReply, _abc.Awaitable[_submit_pb2.LeaseNumbersReply]]:
+        """Inode numbers in such a DataStore for the caller's member to give out."""
+
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class MembershipStub:
@@ -166,6 +191,10 @@ class ControlStub:
     AwaitLevel: _grpc.UnaryUnaryMultiCallable[_control_pb2.AwaitLevelRequest, _control_pb2.AwaitLevelReply]
     """Waits until a version reached its level or the deadline is over; says which level it has."""
     ListFiles: _grpc.UnaryStreamMultiCallable[_control_pb2.ListFilesRequest, _control_pb2.ListFilesReply]
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListVersionsRequest, _control_pb2.ListVersionsReply]
+    ListPending: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListPendingRequest, _control_pb2.ListPendingReply]
+    """Changes to other members' DataStores that have not arrived there yet, or were refused."""
+    DiscardPending: _grpc.UnaryUnaryMultiCallable[_control_pb2.DiscardPendingRequest, _control_pb2.DiscardPendingReply]
     Bundle: _grpc.UnaryUnaryMultiCallable[_control_pb2.BundleRequest, _control_pb2.BundleReply]
     Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]
 
@@ -183,6 +212,10 @@ class ControlAsyncStub(ControlStub):
     AwaitLevel: _aio.UnaryUnaryMultiCallable[_control_pb2.AwaitLevelRequest, _control_pb2.AwaitLevelReply]  # type: ignore[assignment]
     """Waits until a version reached its level or the deadline is over; says which level it has."""
     ListFiles: _aio.UnaryStreamMultiCallable[_control_pb2.ListFilesRequest, _control_pb2.ListFilesReply]  # type: ignore[assignment]
+    ListVersions: _aio.UnaryUnaryMultiCallable[_control_pb2.ListVersionsRequest, _control_pb2.ListVersionsReply]  # type: ignore[assignment]
+    ListPending: _aio.UnaryUnaryMultiCallable[_control_pb2.ListPendingRequest, _control_pb2.ListPendingReply]  # type: ignore[assignment]
+    """Changes to other members' DataStores that have not arrived there yet, or were refused."""
+    DiscardPending: _aio.UnaryUnaryMultiCallable[_control_pb2.DiscardPendingRequest, _control_pb2.DiscardPendingReply]  # type: ignore[assignment]
     Bundle: _aio.UnaryUnaryMultiCallable[_control_pb2.BundleRequest, _control_pb2.BundleReply]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]  # type: ignore[assignment]
 
@@ -245,6 +278,28 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ListFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.ListFilesReply], _abc.AsyncIterator[_control_pb2.ListFilesReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _control_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListVersionsReply, _abc.Awaitable[_control_pb2.ListVersionsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ListPending(
+        self,
+        request: _control_pb2.ListPendingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListPendingReply, _abc.Awaitable[_control_pb2.ListPendingReply]]:
+        """Changes to other members' DataStores that have not arrived there yet, or were refused."""
+
+    @_abc_1.abstractmethod
+    def DiscardPending(
+        self,
+        request: _control_pb2.DiscardPendingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.DiscardPendingReply, _abc.Awaitable[_control_pb2.DiscardPendingReply]]: ...
 
     @_abc_1.abstractmethod
     def Bundle(
