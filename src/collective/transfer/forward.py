@@ -1,0 +1,275 @@
+"""Staged changes to their owners, in order, for as long as it takes.
+
+One task per DataStore of another member that has rows waiting. It sends the oldest, at most 256 operations and 4 MiB
+a call, writes down what the owner said, and goes on; whatever is staged later queues behind. The rows stay, and are
+shown at this home, until the entries that carry them have come back by the feed.
+
+    waiting --sent, APPLIED or CONFLICT--> sent --its entry applied here--> gone
+       |--sent, REFUSED--> refused, kept and listed until discarded
+       +--owner away--> waiting, tried again within 5 s and as soon as the owner is met again
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from collective.catalog import Catalog, DataStore
+from collective.core.clock import Clock
+from collective.core.errors import CollectiveError, Full, Misconfigured, Unreachable
+from collective.core.observe import Observer
+from collective.transfer.asking import Coordinators
+from collective.transfer.events import ChangeBell
+from collective.transfer.submissions import refusal
+from collective.wire import feed_pb2, submit_pb2
+
+__all__ = ["Forwarder"]
+
+Staged = submit_pb2.StagedOperation
+Outcome = submit_pb2.OperationOutcome
+OPERATIONS_PER_CALL = 256
+BYTES_PER_CALL = 4 << 20
+CALL_TIMEOUT_SECONDS = 15.0
+ANSWER_SECONDS = 3.0  # a caller waits this long for an owner who answered last time
+FIRST_PAUSE_SECONDS = 0.2
+LAST_PAUSE_SECONDS = 5.0
+LOOK_SECONDS = 0.25  # how often a pause looks whether the owner was met again
+
+
+@dataclass
+class _Queue:
+    """One DataStore's way out. `gate` is held while something is being sent."""
+
+    gate: asyncio.Lock = field(default_factory=asyncio.Lock)
+    answered: bool = True  # the owner did, last time it was asked
+    task: asyncio.Task[None] | None = None
+    waiters: dict[bytes, asyncio.Future[Outcome]] = field(default_factory=dict)
+
+
+@dataclass
+class Forwarder:
+    """Sends what is staged. `reachable` says whether a member's coordinator is connected now."""
+
+    catalog: Catalog
+    coordinators: Coordinators
+    bell: ChangeBell
+    clock: Clock
+    observer: Observer
+    own_domain: str
+    reachable: Callable[[str], bool]
+    write: Callable[[Callable[[], None]], Awaitable[None]]
+    _queues: dict[bytes, _Queue] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Go on with whatever an earlier run left."""
+        for store_id in self.catalog.stores_with_waiting():
+            self._wake(store_id)
+
+    async def close(self) -> None:
+        """Stop sending; what waits stays staged."""
+        tasks = [queue.task for queue in self._queues.values() if queue.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # ------------------------------------------------------------ handing in
+
+    async def stage(
+        self, store: DataStore, operations: Sequence[Staged]
+    ) -> tuple[list[Outcome], feed_pb2.Position | None]:
+        """Durable and visible here when this returns; the owner's word when it comes soon, else STAGED."""
+        queue = self._queue(store.feed_id)
+        loop = asyncio.get_running_loop()
+        futures = {staged.operation.id.random: loop.create_future() for staged in operations}
+        try:
+            queue.waiters.update(futures)
+            await self.write(lambda: self.catalog.stage(store.feed_id, operations))
+            self.bell.ring()
+            self._wake(store.feed_id)
+            if futures and queue.answered and self.reachable(store.owner):
+                await asyncio.wait(futures.values(), timeout=ANSWER_SECONDS)
+            return [_outcome(futures[staged.operation.id.random], store) for staged in operations], None
+        finally:
+            for id_, future in futures.items():
+                future.cancel()
+                if queue.waiters.get(id_) is future:
+                    del queue.waiters[id_]
+
+    async def send_exact(
+        self, store: DataStore, operations: Sequence[Staged]
+    ) -> tuple[list[Outcome], feed_pb2.Position | None]:
+        """Ask the owner directly, behind what is queued. Raises: Unreachable (away), and what the owner raises."""
+        queue = self._queue(store.feed_id)
+        async with asyncio.timeout(CALL_TIMEOUT_SECONDS) as limit:
+            try:
+                while True:
+                    await queue.gate.acquire()
+                    if not self.catalog.staged_batch(store.feed_id, 1):
+                        break
+                    queue.gate.release()
+                    if not queue.answered or not self.reachable(store.owner):
+                        raise self._away(store)
+                    await self.bell.wait_past(self.catalog.change_counter(), LOOK_SECONDS)
+            except TimeoutError:
+                raise self._away(store) from None
+            limit.reschedule(None)
+        try:
+            if not queue.answered and not self.reachable(store.owner):
+                raise self._away(store)
+            reply = await self._send(store, operations, exact=True)
+        finally:
+            queue.gate.release()
+        done = [
+            staged
+            for staged, outcome in zip(operations, reply.outcomes, strict=True)
+            if outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT)
+        ]
+        if done and not await self._arrived(store, reply.position):
+            # applied there and not shown here yet: staged, it is shown, and sent again it changes nothing
+            await self.write(lambda: self.catalog.stage(store.feed_id, done))
+            self.bell.ring()
+            self._wake(store.feed_id)
+        return list(reply.outcomes), reply.position
+
+    async def _arrived(self, store: DataStore, position: feed_pb2.Position) -> bool:
+        """Whether our own database soon shows the entry; at once when we do not follow that feed at all."""
+        deadline = self.clock.monotonic() + ANSWER_SECONDS
+        while True:
+            counter = self.catalog.change_counter()
+            head = self.catalog.heads().get(store.feed_id)
+            if head is None or head.seq >= position.seq:
+                return True
+            left = deadline - self.clock.monotonic()
+            if left <= 0:
+                return False
+            await self.bell.wait_past(counter, left)
+
+    # ------------------------------------------------------------ sending
+
+    def _queue(self, store_id: bytes) -> _Queue:
+        return self._queues.setdefault(store_id, _Queue())
+
+    def _wake(self, store_id: bytes) -> None:
+        queue = self._queue(store_id)
+        if queue.task is None or queue.task.done():
+            queue.task = asyncio.get_running_loop().create_task(self._forward(store_id, queue))
+
+    async def _forward(self, store_id: bytes, queue: _Queue) -> None:
+        """Send until nothing waits any more."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                if not await self._forward_once(store_id, queue):
+                    return
+                pause = FIRST_PAUSE_SECONDS
+                continue
+            except CollectiveError as error:
+                queue.answered = False
+                self.observer.event("forward.waiting", store=store_id.hex()[:12], reason=error.message)
+            except Exception as error:
+                # what waits must not be stuck for ever because of one surprise; it is told loudly and tried again
+                queue.answered = False
+                self.observer.event("forward.unexpected", error=f"{type(error).__name__}: {error}")
+            await self._pause(self.catalog.store(store_id).owner, pause)
+            pause = min(pause * 2, LAST_PAUSE_SECONDS)
+
+    async def _pause(self, owner: str, seconds: float) -> None:
+        """Wait, but no longer than until the owner is met again."""
+        until = self.clock.monotonic() + seconds
+        away = not self.reachable(owner)
+        while (left := until - self.clock.monotonic()) > 0:
+            await self.bell.wait_past(self.catalog.change_counter(), min(left, LOOK_SECONDS))
+            if away and self.reachable(owner):
+                return
+
+    async def _forward_once(self, store_id: bytes, queue: _Queue) -> bool:
+        """Send one call's worth; False when nothing waits. Raises: Unreachable and others that may pass."""
+        async with queue.gate:
+            rows = _portion(self.catalog.staged_batch(store_id, OPERATIONS_PER_CALL))
+            if not rows:
+                return False
+            store = self.catalog.store(store_id)
+            numbers, operations = [number for number, _ in rows], [staged for _, staged in rows]
+            try:
+                reply = await self._send(store, operations, exact=False)
+                outcomes = list(reply.outcomes)
+            except (Unreachable, Full, Misconfigured):
+                raise  # the owner is away, or cannot write just now
+            except CollectiveError as error:
+                # the call as a whole was refused: find out which operation it is about, one at a time
+                if len(operations) > 1:
+                    numbers, operations = numbers[:1], operations[:1]
+                    outcomes = await self._send_one(store, operations[0])
+                else:
+                    outcomes = [refusal(error)]
+            await self._write_down(store, numbers, operations, outcomes, queue)
+            return True
+
+    async def _send_one(self, store: DataStore, staged: Staged) -> list[Outcome]:
+        try:
+            return list((await self._send(store, [staged], exact=False)).outcomes)
+        except (Unreachable, Full, Misconfigured):
+            raise
+        except CollectiveError as error:
+            return [refusal(error)]
+
+    async def _send(self, store: DataStore, operations: Sequence[Staged], *, exact: bool) -> submit_pb2.SubmitReply:
+        request = submit_pb2.SubmitRequest(store_id=store.feed_id, operations=operations, exact=exact)
+        queue = self._queue(store.feed_id)
+        try:
+            reply = await self.coordinators.call(
+                store.owner, "Submit", request, submit_pb2.SubmitReply, CALL_TIMEOUT_SECONDS
+            )
+        except Unreachable:
+            queue.answered = False
+            raise
+        queue.answered = True
+        if len(reply.outcomes) != len(operations):
+            raise Unreachable(f"{store.owner} answered {len(reply.outcomes)} of {len(operations)} operations")
+        return reply
+
+    async def _write_down(
+        self,
+        store: DataStore,
+        numbers: Sequence[int],
+        operations: Sequence[Staged],
+        outcomes: Sequence[Outcome],
+        queue: _Queue,
+    ) -> None:
+        await self.write(lambda: self.catalog.mark_outcomes(store.feed_id, list(zip(numbers, outcomes, strict=True))))
+        self.bell.ring()
+        for staged, outcome in zip(operations, outcomes, strict=True):
+            if outcome.outcome != submit_pb2.APPLIED:
+                self.observer.event(
+                    "forward.conflict" if outcome.outcome == submit_pb2.CONFLICT else "forward.refused",
+                    owner=store.owner,
+                    operation=staged.operation.id.random.hex(),
+                    change=staged.operation.WhichOneof("change"),
+                    reason=outcome.reason,
+                )
+            waiter = queue.waiters.pop(staged.operation.id.random, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(outcome)
+
+    def _away(self, store: DataStore) -> Unreachable:
+        return Unreachable(f"{store.owner}, who owns this DataStore, cannot be reached", "try again when it is back")
+
+
+def _portion(rows: Sequence[tuple[int, Staged]]) -> list[tuple[int, Staged]]:
+    """As many of the oldest as one call takes, at least one."""
+    portion: list[tuple[int, Staged]] = []
+    size = 0
+    for number, staged in rows:
+        size += staged.ByteSize()
+        if portion and size > BYTES_PER_CALL:
+            break
+        portion.append((number, staged))
+    return portion
+
+
+def _outcome(future: asyncio.Future[Outcome], store: DataStore) -> Outcome:
+    if future.done():
+        return future.result()
+    return Outcome(outcome=submit_pb2.STAGED, reason=f"{store.owner} has not answered yet; it is sent when it does")

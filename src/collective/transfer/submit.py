@@ -1,0 +1,242 @@
+"""Changes on their way to their owner: handed in by mounts, commands and other members, committed or staged.
+
+    own DataStore:      recall leases -> commit with whatever else waits, one entry -> outcomes
+    another member's:   stage (durable here, visible at once) -> forwarder -> outcomes, or STAGED while the owner is away
+    ... when exact:     behind what is queued -> owner, nothing is staged -> outcomes, or Unreachable
+
+Handing the same operation in twice changes nothing: its id is absorbed once, by the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+
+from collective.catalog import Catalog
+from collective.core.clock import Clock
+from collective.core.errors import CollectiveError, Refused
+from collective.core.observe import Observer
+from collective.transfer.events import ChangeBell
+from collective.transfer.forward import Forwarder
+from collective.transfer.placing import ChooseMembers
+from collective.transfer.serve_leases import LeaseDesk
+from collective.transfer.submissions import (
+    OPERATIONS_PER_SUBMIT,
+    made_directories,
+    pieces,
+    refusal,
+    touched_directories,
+    verify_operation,
+)
+from collective.wire import feed_pb2, submit_pb2
+
+__all__ = ["SubmitDesk"]
+
+Staged = submit_pb2.StagedOperation
+Outcomes = list[submit_pb2.OperationOutcome]
+OPERATIONS_PER_COMMIT = 512  # of batches that waited together; more would make the first wait for the last
+
+
+@dataclass
+class _Batch:
+    """One piece that fits into an entry; `done` gets its outcomes and the entry's position."""
+
+    operations: Sequence[Staged]
+    actor_domain: str
+    exact: bool
+    done: asyncio.Future[tuple[Outcomes, feed_pb2.Position | None]]
+
+
+@dataclass
+class SubmitDesk:
+    """Takes operations in. `write` runs a catalogue change on the one writer thread."""
+
+    catalog: Catalog
+    leases: LeaseDesk
+    forwarder: Forwarder
+    choose_members: ChooseMembers
+    bell: ChangeBell
+    clock: Clock
+    observer: Observer
+    own_domain: str
+    write: Callable[[Callable[[], None]], Awaitable[None]]
+    _waiting: dict[bytes, deque[_Batch]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def submit(
+        self, store_id: bytes, operations: Sequence[Staged], *, exact: bool, session: int | None = None
+    ) -> submit_pb2.SubmitReply:
+        """What this home's own mounts and commands change. `session`: the mount's, whose leases stand.
+
+        Raises: NotFound (no such DataStore), Refused (too many), Unreachable (exact: owner or a lease's holder away).
+        """
+        store = self.catalog.store(store_id)
+        sound, outcomes = self._sort_out(operations, self.own_domain)
+        async with self.leases.changing(session, touched_directories(store_id, sound), exact=exact):
+            if session is not None:
+                for parent, directory in made_directories(store_id, sound):
+                    self.leases.created(session, parent, directory)
+            if store.owner == self.own_domain:
+                made, position = await self._commit(store_id, sound, self.own_domain, exact=exact)
+            elif exact:
+                made, position = await self.forwarder.send_exact(store, sound)
+            else:
+                made, position = await self.forwarder.stage(store, sound)
+        return _reply(outcomes, made, position)
+
+    async def receive(self, member: str, request: submit_pb2.SubmitRequest) -> submit_pb2.SubmitReply:
+        """What another member changes in a DataStore of ours. Rights are judged where it is committed.
+
+        Raises: NotFound (not a DataStore of ours), Refused.
+        """
+        store = self.catalog.store(request.store_id)
+        if store.owner != self.own_domain:
+            raise Refused(f"{self.own_domain} does not own this DataStore", f"send it to {store.owner}")
+        sound, outcomes = self._sort_out(request.operations, member)
+        touched = touched_directories(store.feed_id, sound)
+        async with self.leases.changing(None, touched, exact=request.exact):
+            made, position = await self._commit(store.feed_id, sound, member, exact=request.exact)
+        return _reply(outcomes, made, position)
+
+    def _sort_out(self, operations: Sequence[Staged], writer: str) -> tuple[list[Staged], dict[int, Outcome]]:
+        """The operations that are whole, and by index the outcome of those that are not."""
+        if len(operations) > OPERATIONS_PER_SUBMIT:
+            raise Refused(f"{len(operations)} operations in one call", f"send up to {OPERATIONS_PER_SUBMIT}")
+        sound: list[Staged] = []
+        outcomes: dict[int, Outcome] = {}
+        for index, staged in enumerate(operations):
+            try:
+                verify_operation(staged, writer)
+            except CollectiveError as error:
+                self.observer.event("submit.malformed", writer=writer, reason=error.message)
+                outcomes[index] = refusal(error)
+            else:
+                sound.append(staged)
+        return sound, outcomes
+
+    # ------------------------------------------------------------ committing
+
+    async def _commit(
+        self, store_id: bytes, operations: Sequence[Staged], actor_domain: str, *, exact: bool
+    ) -> tuple[Outcomes, feed_pb2.Position | None]:
+        """Into the own feed, together with what waits for the same DataStore; the position of the last entry."""
+        waiting = self._waiting.get(store_id)
+        if waiting is None:
+            waiting = self._waiting[store_id] = deque()
+            self._own(self._drain(store_id, waiting))
+        loop = asyncio.get_running_loop()
+        batches = [_Batch(piece, actor_domain, exact, loop.create_future()) for piece in pieces(operations)]
+        waiting.extend(batches)
+        outcomes: Outcomes = []
+        last: feed_pb2.Position | None = None
+        for batch in batches:
+            made, position = await batch.done
+            outcomes += made
+            last = position or last
+        return outcomes, last
+
+    async def _drain(self, store_id: bytes, waiting: deque[_Batch]) -> None:
+        """Commit what waits, in order, until nothing waits."""
+        try:
+            await asyncio.sleep(0)  # whoever hands in at the same moment comes along
+            while waiting:
+                group = _take_group(waiting)
+                try:
+                    await self._commit_group(store_id, group)
+                except CollectiveError as error:
+                    await self._commit_singly(store_id, group, error)
+                finally:
+                    self.bell.ring()
+        finally:
+            del self._waiting[store_id]
+            for batch in waiting:
+                batch.done.cancel()
+
+    async def _commit_group(self, store_id: bytes, group: Sequence[_Batch]) -> None:
+        results: list[tuple[Outcomes, feed_pb2.Position | None]] = []
+        operations = [staged for batch in group for staged in batch.operations]
+
+        def commit() -> None:
+            results.append(
+                self.catalog.commit_operations(
+                    store_id,
+                    operations,
+                    actor_domain=group[0].actor_domain,
+                    exact=group[0].exact,
+                    choose_members=self.choose_members,
+                )
+            )
+
+        await self.write(commit)
+        outcomes, position = results[0]
+        for batch in group:
+            made, outcomes = outcomes[: len(batch.operations)], outcomes[len(batch.operations) :]
+            self._tell(store_id, batch, made)
+            if not batch.done.done():
+                batch.done.set_result((made, position))
+
+    async def _commit_singly(self, store_id: bytes, group: Sequence[_Batch], error: CollectiveError) -> None:
+        """Something in the group could not be written; the batches that can be are."""
+        for batch in group:
+            if len(group) > 1:
+                try:
+                    await self._commit_group(store_id, [batch])
+                except CollectiveError as own_error:
+                    error = own_error
+                else:
+                    continue
+            if not batch.done.done():
+                batch.done.set_exception(error)
+
+    def _tell(self, store_id: bytes, batch: _Batch, outcomes: Outcomes) -> None:
+        for staged, outcome in zip(batch.operations, outcomes, strict=True):
+            if outcome.outcome in (submit_pb2.CONFLICT, submit_pb2.REFUSED):
+                self.observer.event(
+                    "submit.conflict" if outcome.outcome == submit_pb2.CONFLICT else "submit.refused",
+                    store=store_id.hex()[:12],
+                    writer=batch.actor_domain,
+                    operation=staged.operation.id.random.hex(),
+                    change=staged.operation.WhichOneof("change"),
+                    reason=outcome.reason,
+                )
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Commit what was taken in, then end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+Outcome = submit_pb2.OperationOutcome
+
+
+def _take_group(waiting: deque[_Batch]) -> list[_Batch]:
+    """The first batch, and those behind it that may share its entry."""
+    group = [waiting.popleft()]
+    count = len(group[0].operations)
+    while (
+        waiting
+        and (waiting[0].actor_domain, waiting[0].exact) == (group[0].actor_domain, group[0].exact)
+        and count + len(waiting[0].operations) <= OPERATIONS_PER_COMMIT
+    ):
+        count += len(waiting[0].operations)
+        group.append(waiting.popleft())
+    return group
+
+
+def _reply(malformed: dict[int, Outcome], made: Outcomes, position: feed_pb2.Position | None) -> submit_pb2.SubmitReply:
+    """All outcomes in the order of the request."""
+    rest = iter(made)
+    total = len(malformed) + len(made)
+    reply = submit_pb2.SubmitReply(
+        outcomes=[malformed[index] if index in malformed else next(rest) for index in range(total)]
+    )
+    if position is not None:
+        reply.position.CopyFrom(position)
+    return reply
