@@ -1,4 +1,4 @@
-"""What a member's own people ask of their coordinator: DataStores, grants, names, uploads. The rows of `Control`.
+"""What a member's own people ask of their coordinator about DataStores, grants and names. Rows of `Control`.
 
 Over the Unix socket the caller is whoever may open the home; over the network it is an admin client of this member.
 Without a running coordinator the same handlers run in the command's own process, under the home's lock.
@@ -6,34 +6,22 @@ Without a running coordinator the same handlers run in the command's own process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from collective.catalog import Catalog, DataStore, Node, Position
-from collective.chunks import compute_layout_hash, page_name
+from collective.catalog import Catalog, DataStore, Node
 from collective.core.address import FederatedAddress, member_domain, member_identity, parse_address
 from collective.core.clock import Clock
-from collective.core.errors import Conflict, Corrupt, Refused
-from collective.core.layout import (
-    CHUNK_SIZE_BACKUP_BYTES,
-    CHUNK_SIZE_BYTES,
-    INLINE_LIMIT_BYTES,
-    VersionLayout,
-    decode_page,
-    sealed_size,
-)
+from collective.core.errors import Refused
 from collective.identity import ComponentKind, Level
 from collective.net.rpc import Caller, Row
 from collective.transfer.events import ChangeBell
-from collective.transfer.nodes import NodeDirectory, TicketOffice
-from collective.transfer.placing import ChooseMembers
 from collective.wire import control_pb2, feed_pb2
 
-__all__ = ["CommandDesk", "control_rows"]
+__all__ = ["CommandDesk", "actor_of", "admin_rows", "control_rows", "domain_meant"]
 
 FILES_PER_MESSAGE = 512
-LEVEL_LOCAL, LEVEL_TWO = "local", "two"
 
 
 @dataclass(frozen=True)
@@ -41,13 +29,9 @@ class CommandDesk:
     """Answers the local socket and admin clients."""
 
     catalog: Catalog
-    nodes: NodeDirectory
-    tickets: TicketOffice
     bell: ChangeBell
     clock: Clock
     own_address: FederatedAddress
-    store_secret: Callable[[bytes], bytes]
-    choose_members: ChooseMembers
     write: Callable[[Callable[[], None]], Awaitable[None]]
 
     # ------------------------------------------------------------ DataStores and grants
@@ -55,7 +39,7 @@ class CommandDesk:
     async def create_datastore(
         self, caller: Caller, request: control_pb2.CreateDataStoreRequest
     ) -> control_pb2.DataStoreReply:
-        owner = self._domain_of(request.owner)
+        owner = domain_meant(self.catalog, self.own_address, request.owner)
         if owner != self.own_address.domain:
             raise Refused(
                 f"{request.owner} is another member; a DataStore is made by its owner",
@@ -83,7 +67,9 @@ class CommandDesk:
     async def show_datastore(
         self, caller: Caller, request: control_pb2.ShowDataStoreRequest
     ) -> control_pb2.DataStoreReply:
-        store, rest = self.catalog.datastore_at(request.path, self._domain_of(request.owner) if request.owner else None)
+        store, rest = self.catalog.datastore_at(
+            request.path, domain_meant(self.catalog, self.own_address, request.owner) if request.owner else None
+        )
         if rest:
             raise Refused(
                 f"{request.path.decode(errors='replace')} is a folder of the DataStore"
@@ -103,7 +89,7 @@ class CommandDesk:
                     list(request.rights),
                     request.subject,
                     valid_until=request.valid_until_milliseconds,
-                    granted_by=str(self._actor(caller)),
+                    granted_by=str(actor_of(caller, self.own_address)),
                 )
             )
             self.catalog.tend(self.clock.wall())
@@ -112,115 +98,18 @@ class CommandDesk:
         notes = []
         if "*" in request.subject:
             notes.append("this pattern also counts for members who join later")
-        if set(request.rights) - {feed_pb2.READ}:
-            notes.append("only READ has an effect yet; the other rights are kept and will count when writing is built")
+        if feed_pb2.SHARE in request.rights:
+            notes.append("SHARE is kept and has no effect yet")
+        if feed_pb2.WRITE in request.rights and feed_pb2.READ not in request.rights:
+            notes.append("WRITE without READ puts small new files by path; nothing can be listed, read or mounted")
         return control_pb2.GrantRightsReply(grant=granted[0], notes=notes)
-
-    # ------------------------------------------------------------ writing
-
-    async def begin_upload(
-        self, caller: Caller, request: control_pb2.BeginUploadRequest
-    ) -> control_pb2.BeginUploadReply:
-        """Everything the process that holds the plain bytes needs to seal and send them."""
-        store, rest = self._own_store(request.path, request.owner)
-        if not rest:
-            raise Conflict(f"{request.path.decode(errors='replace')} is a DataStore, not a file")
-        chunk_size = CHUNK_SIZE_BACKUP_BYTES if store.strategy == feed_pb2.BACKUP else CHUNK_SIZE_BYTES
-        key = self.catalog.store_key(store.key_name)
-        if key is None:
-            raise Refused("this home does not hold the DataStore's key")
-        reply = control_pb2.BeginUploadReply(
-            store_id=store.feed_id,
-            store_secret=self.store_secret(store.feed_id),
-            store_key=key,
-            key_name=store.key_name,
-            chunk_size_bytes=chunk_size,
-            default_level=LEVEL_TWO if store.strategy == feed_pb2.BACKUP else LEVEL_LOCAL,
-        )
-        standing = self._standing(request.path)
-        if standing is not None:
-            reply.current_inode = standing.number
-            reply.current_version_id = standing.version_id or b""
-        if request.size_bytes > INLINE_LIMIT_BYTES:
-            sealed = _sealed_bytes(request.size_bytes, chunk_size)
-            signed, upload_id = self.tickets.upload(self.own_address.domain, store.feed_id, sealed)
-            reply.signed_ticket, reply.upload_id = signed, upload_id
-            best = await self.nodes.for_writing(upload_id, sealed, store.strategy)
-            reply.nodes.append(best.location())
-        return reply
-
-    async def commit(self, caller: Caller, request: control_pb2.CommitRequest) -> control_pb2.CommitReply:
-        """Append one change. The reply is the acknowledgement at level `local`."""
-        change = request.WhichOneof("change")
-        positions: list[Position] = []
-        actor = str(self._actor(caller))
-        request.id.writer = self._actor(caller).domain
-        if change == "put_file":
-            put = request.put_file
-            store, _ = self._own_store(put.path, put.owner)
-            if put.content.version_id:
-                self._check_layout(put)
-                put.layout.members[:] = self.choose_members(
-                    store, put.layout.version_id, _sealed_bytes(put.layout.size_bytes, put.layout.chunk_size_bytes)
-                )
-
-            def write() -> None:
-                if put.content.version_id:
-                    self.catalog.put_pages(
-                        dict(zip([*put.layout.pages, *put.layout.key_pages], [*put.pages, *put.key_pages], strict=True))
-                    )
-                positions.append(self.catalog.put_file(request.id, put, actor))
-
-        elif change == "remove_path":
-            store, _ = self._own_store(request.remove_path.path, request.remove_path.owner)
-
-            def write() -> None:
-                positions.append(self.catalog.remove_path(request.id, request.remove_path, actor))
-
-        elif change == "move_path":
-            store, _ = self._own_store(request.move_path.source, request.move_path.owner)
-
-            def write() -> None:
-                positions.append(self.catalog.move_path(request.id, request.move_path, actor))
-
-        elif change == "make_directory":
-            store, _ = self._own_store(request.make_directory.path, request.make_directory.owner)
-
-            def write() -> None:
-                positions.append(self.catalog.make_directory(request.id, request.make_directory, actor))
-
-        else:
-            raise Refused("the commit carries no change this version knows", "use the same version on both sides")
-        await self._change(write)
-        return control_pb2.CommitReply(
-            position=positions[0],
-            store_id=store.feed_id,
-            version_id=request.put_file.content.version_id,
-            level=LEVEL_LOCAL,
-        )
-
-    async def await_level(self, caller: Caller, request: control_pb2.AwaitLevelRequest) -> control_pb2.AwaitLevelReply:
-        """Wait until two members hold it, or the time is over; the reply says how far it came."""
-        deadline = self.clock.monotonic() + request.timeout_milliseconds / 1000
-        while True:
-            counter = self.catalog.change_counter()
-            if request.version_id:
-                holders = self.catalog.holders(request.store_id, request.version_id)
-            else:
-                holders = self.catalog.holders_of_entry(request.store_id, request.position)
-            level = LEVEL_TWO if len(holders) >= 2 else LEVEL_LOCAL
-            left = deadline - self.clock.monotonic()
-            if level == LEVEL_TWO or request.level != LEVEL_TWO or left <= 0:
-                reason = "" if level == request.level else "no second member has said yet that it holds it"
-                return control_pb2.AwaitLevelReply(level=level, holders=holders, reason=reason)
-            await self.bell.wait_past(counter, min(left, 5.0))
 
     # ------------------------------------------------------------ names
 
     async def list_files(
         self, caller: Caller, request: control_pb2.ListFilesRequest
     ) -> AsyncIterator[control_pb2.ListFilesReply]:
-        owner = self._domain_of(request.owner) if request.owner else None
+        owner = self._owner(request.owner)
         node = self.catalog.resolve(request.path, owner)
         if not node.is_directory:
             yield control_pb2.ListFilesReply(files=[self._file(request.path, node)])
@@ -247,44 +136,8 @@ class CommandDesk:
         finally:
             self.bell.ring()
 
-    def _actor(self, caller: Caller) -> FederatedAddress:
-        return caller.identity.address if caller.identity is not None else self.own_address
-
-    def _domain_of(self, owner: str) -> str:
-        """The member domain that a person meant: empty for ours, an identity, a component or a plain domain."""
-        if not owner:
-            return self.own_address.domain
-        known = {member.domain for member in self.catalog.members()} | {self.own_address.domain}
-        if "@" not in owner:
-            return owner
-        address = parse_address(owner)
-        return address.domain if address.domain in known else member_domain(owner)
-
-    def _own_store(self, path: bytes, owner: str) -> tuple[DataStore, bytes]:
-        store, rest = self.catalog.datastore_at(path, self._domain_of(owner) if owner else None)
-        if store.owner != self.own_address.domain:
-            raise Refused(
-                f"{path.decode(errors='replace')} lies in a DataStore of {member_identity(store.owner)}",
-                "writing to another member's DataStore is not built yet; write at its owner's home",
-            )
-        return store, rest
-
-    def _standing(self, path: bytes) -> Node | None:
-        return self.catalog.find(path, self.own_address.domain)
-
-    def _check_layout(self, put: control_pb2.PutFile) -> None:
-        """The pages are what the layout names and add up to its size. Raises: Corrupt."""
-        layout = put.layout
-        if [page_name(page) for page in put.pages] != list(layout.pages):
-            raise Corrupt("the pages sent are not the ones the layout names")
-        if [page_name(page) for page in put.key_pages] != list(layout.key_pages):
-            raise Corrupt("the sealed pages sent are not the ones the layout names")
-        chunks = [chunk for page in put.pages for chunk in decode_page(page)]
-        shape = VersionLayout(layout.size_bytes, layout.chunk_size_bytes)
-        if [chunk.size_bytes for chunk in chunks] != [shape.chunk_size(index) for index in range(shape.chunk_count)]:
-            raise Corrupt("the chunks listed do not add up to the file's size")
-        if compute_layout_hash(layout) != layout.layout_hash:
-            raise Corrupt("the layout is not the one its hash names")
+    def _owner(self, owner: str) -> str | None:
+        return domain_meant(self.catalog, self.own_address, owner) if owner else None
 
     def _info(self, store: DataStore) -> control_pb2.DataStoreInfo:
         files, size_bytes = self.catalog.usage(store.feed_id)
@@ -320,23 +173,24 @@ class CommandDesk:
         )
 
 
-def _sealed_bytes(size_bytes: int, chunk_size_bytes: int) -> int:
-    whole, rest = divmod(size_bytes, chunk_size_bytes)
-    return whole * sealed_size(chunk_size_bytes) + (sealed_size(rest) if rest else 0)
+def actor_of(caller: Caller, own_address: FederatedAddress) -> FederatedAddress:
+    """Who asks: the certificate's word, on the home's own socket this home."""
+    return caller.identity.address if caller.identity is not None else own_address
 
 
-def control_rows(desk: CommandDesk) -> list[Row]:
-    """The dispatch rows of Control that this room answers."""
-    handlers: dict[str, Callable[[Caller, Any], Any]] = {
-        "CreateDataStore": desk.create_datastore,
-        "ListDataStores": desk.list_datastores,
-        "ShowDataStore": desk.show_datastore,
-        "GrantRights": desk.grant_rights,
-        "BeginUpload": desk.begin_upload,
-        "Commit": desk.commit,
-        "AwaitLevel": desk.await_level,
-        "ListFiles": desk.list_files,
-    }
+def domain_meant(catalog: Catalog, own_address: FederatedAddress, owner: str) -> str:
+    """The member domain that a person meant: empty for ours, an identity, a component or a plain domain."""
+    if not owner:
+        return own_address.domain
+    known = {member.domain for member in catalog.members()} | {own_address.domain}
+    if "@" not in owner:
+        return owner
+    address = parse_address(owner)
+    return address.domain if address.domain in known else member_domain(owner)
+
+
+def admin_rows(handlers: Mapping[str, Callable[[Caller, Any], Any]]) -> list[Row]:
+    """Dispatch rows of Control by the method's short name, for whoever governs this home."""
     return [
         Row(
             method=f"/collective.v1.Control/{name}",
@@ -349,3 +203,15 @@ def control_rows(desk: CommandDesk) -> list[Row]:
         )
         for name, handler in handlers.items()
     ]
+
+
+def control_rows(desk: CommandDesk) -> list[Row]:
+    """The dispatch rows of Control about DataStores, grants and names."""
+    handlers: dict[str, Callable[[Caller, Any], Any]] = {
+        "CreateDataStore": desk.create_datastore,
+        "ListDataStores": desk.list_datastores,
+        "ShowDataStore": desk.show_datastore,
+        "GrantRights": desk.grant_rights,
+        "ListFiles": desk.list_files,
+    }
+    return admin_rows(handlers)

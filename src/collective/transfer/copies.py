@@ -1,8 +1,8 @@
-"""Taking a copy: what the receiving member answers when an owner offers it a version.
+"""Taking a copy: what the receiving member answers when an owner, or a version's writer, offers it a version.
 
 The host follows the store feed sealed. It takes only what a verified entry places on it, only from the DataStore's
-owner, and only while its pledge and its disks have room. When the bytes are there it says so in its own member feed:
-that statement, not the owner's belief, is what makes a copy.
+owner (the owner itself from the version's writer), and only while its pledge and its disks have room. When the bytes
+are there it says so in its own member feed: that statement, not the sender's belief, is what makes a copy.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class CopyDesk:
     pledge_bytes: Callable[[], int]
     write: Callable[[Callable[[], None]], Awaitable[None]]
 
-    async def offer(self, owner: str, request: control_pb2.OfferCopyRequest) -> control_pb2.OfferCopyReply:
+    async def offer(self, sender: str, request: control_pb2.OfferCopyRequest) -> control_pb2.OfferCopyReply:
         """An upload ticket for one placed version, or the word that it is here already."""
-        layout = self._placed_layout(owner, request.store_id, request.version_id)
+        layout = self._placed_layout(sender, request.store_id, request.version_id)
         if layout.layout_hash != request.layout_hash:
             raise Conflict("the offer names another layout than the feed", "it will be offered again")
         if self.own_domain in self.catalog.holders(request.store_id, request.version_id):
@@ -53,18 +53,19 @@ class CopyDesk:
         node = await self.nodes.for_writing(request.version_id, request.sealed_bytes)
         hosted = self.catalog.hosted_bytes(self.own_domain)
         pledge = self.pledge_bytes()
-        if hosted + request.sealed_bytes > pledge:
+        ours = self.catalog.store(request.store_id).owner == self.own_domain
+        if not ours and hosted + request.sealed_bytes > pledge:
             raise Full(
                 f"{self.own_domain} hosts {hosted} of {pledge} pledged bytes for others and cannot take"
                 f" {request.sealed_bytes} more",
                 "raise the pledge (--storage) there, or place the copy elsewhere",
             )
-        signed, _ = self.tickets.upload(owner, request.store_id, request.sealed_bytes)
+        signed, _ = self.tickets.upload(sender, request.store_id, request.sealed_bytes)
         return control_pb2.OfferCopyReply(signed_ticket=signed, node=node.location())
 
-    async def complete(self, owner: str, request: control_pb2.CompleteCopyRequest) -> control_pb2.CompleteCopyReply:
+    async def complete(self, sender: str, request: control_pb2.CompleteCopyRequest) -> control_pb2.CompleteCopyReply:
         """Check that every chunk and page is here, then state the holding."""
-        layout = self._placed_layout(owner, request.store_id, request.version_id)
+        layout = self._placed_layout(sender, request.store_id, request.version_id)
         self._check_pages(layout, request)
         await self._check_chunks(request.store_id, chunks_of_pages(list(request.pages)))
 
@@ -75,23 +76,27 @@ class CopyDesk:
 
         await self.write(state)
         self.bell.ring()
-        self.observer.event("copies.held", owner=owner, version=request.version_id.hex(), size_bytes=layout.size_bytes)
+        self.observer.event(
+            "copies.held", sender=sender, version=request.version_id.hex(), size_bytes=layout.size_bytes
+        )
         feed_id = self.catalog.own_member_feed()
         return control_pb2.CompleteCopyReply(
             head=feed_pb2.FeedHead(feed_id=feed_id, head=self.catalog.heads()[feed_id])
         )
 
-    def _placed_layout(self, owner: str, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
+    def _placed_layout(self, sender: str, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
         try:
             store = self.catalog.store(store_id)
         except NotFound:
             raise NotFound("that DataStore's feed has not arrived here yet", "it will be offered again") from None
-        if store.owner != owner:
-            raise Refused(f"{owner} does not own this DataStore")
+        if sender != store.owner and store.owner != self.own_domain:
+            raise Refused(f"{sender} does not own this DataStore")
         try:
             layout = self.catalog.layout(store_id, version_id)
         except NotFound:
             raise NotFound("that version's entry has not arrived here yet", "it will be offered again") from None
+        if sender not in (store.owner, *layout.members[:1]):
+            raise Refused(f"{sender} did not write that version")
         if self.own_domain not in self.catalog.placed_members(store_id, version_id):
             raise Refused(f"that version is not placed on {self.own_domain}")
         return layout

@@ -11,9 +11,10 @@ change the directory has the lease recalled first: the holder sends what it has 
 The term runs per session, from the last word heard of it, and only as long as its connection lives. The holder counts
 it from when it *sent* that word, and stops at two thirds: whatever a suspended mount believes when it wakes up, it has
 stopped before the term is over here. A recalled lease is not granted again to its holder before it was given up: the
-grant could not be told from the one that is being given up. A connection that the mount's own side closed frees its leases at once; one that
-ended otherwise, perhaps unknown to the mount, frees them when the term is over. A session whose term was over once is
-*lapsed* for good: the mount has to connect anew, so that it never takes old leases for standing ones.
+grant could not be told from the one that is being given up. A connection that the mount's own side closed frees its
+leases at once; one that ended otherwise, perhaps unknown to the mount, frees them when the term is over. A session
+whose term was over once is *lapsed* for good: the mount has to connect anew, so that it never takes old leases for
+standing ones.
 
 While somebody changes a directory (`begin` .. `finish`) no lease on it is given out, so that a fresh holder always sees
 the change. A coordinator that starts while leases of an earlier run may be out gives none for one term (`quiet_until`).

@@ -11,8 +11,8 @@ from collective.wire import feed_pb2
 
 __all__ = ["ChooseMembers", "choose_hosts", "member_chooser", "place_again"]
 
-ChooseMembers = Callable[[DataStore, bytes, int], Sequence[str]]
-"""(DataStore, version id, bytes) -> member domains that shall hold it, the writer's first."""
+ChooseMembers = Callable[[DataStore, bytes, int, str], Sequence[str]]
+"""(DataStore, version id, bytes, writer's domain) -> member domains that shall hold it, the writer's first."""
 HOSTS_AT_LEAST = 2  # other members that follow a store feed sealed, so that names survive like bytes
 
 
@@ -21,37 +21,44 @@ def choose_hosts(store_id: bytes, replicas: int, others: Sequence[str]) -> list[
     return rank_hosts(store_id, others)[: max(HOSTS_AT_LEAST, replicas)]
 
 
-def member_chooser(
-    catalog: Catalog, nodes: NodeDirectory, own_domain: str
-) -> Callable[[DataStore, bytes, int], Sequence[str]]:
-    """A function (DataStore, version id, sealed bytes) -> members that shall hold it, the writer's first."""
+def member_chooser(catalog: Catalog, nodes: NodeDirectory, own_domain: str) -> ChooseMembers:
+    """A function that ranks the members which may hold a version of an own DataStore.
 
-    def choose(store: DataStore, version_id: bytes, sealed_bytes: int) -> Sequence[str]:
+    What another member wrote goes to the owner too, whatever the ranking says: the writer pushes to the owner, and
+    the owner to the rest.
+    """
+
+    def choose(store: DataStore, version_id: bytes, sealed_bytes: int, writer: str) -> Sequence[str]:
+        allowed = {own_domain, writer, *store.hosts}
         candidates = [
             _candidate(catalog, member, own_domain, nodes)
             for member in catalog.members()
-            if not member.removed and (member.domain == own_domain or member.domain in store.hosts)
+            if not member.removed and member.domain in allowed
         ]
-        return place_members(
+        chosen = place_members(
             PlacementInput(
                 key=version_id,
                 strategy=store.strategy,
                 copies=store.replicas,
-                writer=own_domain,
+                writer=writer,
                 needed_bytes=sealed_bytes,
                 members=candidates,
             )
         ).members
+        if writer == own_domain:
+            return chosen
+        others = [domain for domain in chosen[1:] if domain != own_domain]
+        return [writer, own_domain, *others[: max(0, store.replicas - 2)]]
 
     return choose
 
 
-def place_again(catalog: Catalog, choose: Callable[[DataStore, bytes, int], Sequence[str]]) -> bool:
+def place_again(catalog: Catalog, choose: ChooseMembers) -> bool:
     """Place versions that found too few members when they were written, now that more are there; whether any was."""
     placed = False
     for store_id, version_id, size_bytes in catalog.versions_short_of_members():
         now_held = catalog.placed_members(store_id, version_id)
-        chosen = choose(catalog.store(store_id), version_id, size_bytes)
+        chosen = choose(catalog.store(store_id), version_id, size_bytes, now_held[0])
         members = [*now_held, *(domain for domain in chosen if domain not in now_held)]
         members = members[: max(len(now_held), catalog.store(store_id).replicas)]
         if len(members) > len(now_held):

@@ -57,7 +57,9 @@ def verify_operation(staged: submit_pb2.StagedOperation, writer: str) -> None:
         _verify_layout(content, staged)
     elif staged.HasField("layout"):
         raise Corrupt("a layout came without a content that names it")
-    elif content is not None and (content.size_bytes != len(content.inline) or len(content.inline) > INLINE_LIMIT_BYTES):
+    elif content is not None and (
+        content.size_bytes != len(content.inline) or len(content.inline) > INLINE_LIMIT_BYTES
+    ):
         raise Corrupt(f"an inline content of {len(content.inline)} bytes says it has {content.size_bytes}")
 
 

@@ -1,7 +1,7 @@
 """Changes on their way to their owner: handed in by mounts, commands and other members, committed or staged.
 
     own DataStore:      recall leases -> commit with whatever else waits, one entry -> outcomes
-    another member's:   stage (durable here, visible at once) -> forwarder -> outcomes, or STAGED while the owner is away
+    another member's:   stage (durable here, visible at once) -> forwarder -> outcomes, or STAGED when the owner is away
     ... when exact:     behind what is queued -> owner, nothing is staged -> outcomes, or Unreachable
 
 Handing the same operation in twice changes nothing: its id is absorbed once, by the owner.
