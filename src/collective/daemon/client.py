@@ -7,7 +7,7 @@ from their nodes; it needs no coordinator of its own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from collective.catalog import Reader, VersionReference
@@ -19,13 +19,13 @@ from collective.daemon.home import Home
 from collective.identity import Credentials, Level, TrustStore
 from collective.net.channels import Channels
 from collective.net.endpoints import parse_host_port
-from collective.net.lane import LaneConnection, connect_lane
+from collective.net.lane import LaneConnection, LaneHandler, connect_lane
 from collective.transfer.fetch import Fetcher, VersionSource
 from collective.transfer.peers import PeerBook
 from collective.transfer.tickets import RpcTicketProvider
 from collective.wire import control_pb2
 
-__all__ = ["ReadSide", "known_domains", "open_read_side", "ping_member", "read_members"]
+__all__ = ["ReadSide", "dial_own_coordinator", "known_domains", "open_read_side", "ping_member", "read_members"]
 
 DIAL_TIMEOUT_SECONDS = 3.0
 PING_SECONDS = 5.0
@@ -54,7 +54,9 @@ class ReadSide:
         """A source of one version's bytes."""
         return await self.fetcher.open(reference)
 
-    async def dial(self, address: FederatedAddress, lane_address: str) -> LaneConnection:
+    async def dial(
+        self, address: FederatedAddress, lane_address: str, handlers: Mapping[int, LaneHandler] | None = None
+    ) -> LaneConnection:
         host, port = parse_host_port(lane_address)
         return await connect_lane(
             host,
@@ -64,8 +66,23 @@ class ReadSide:
             clock=self.clock,
             expected=address,
             level=Level.FEDERATED,
+            handlers=handlers,
             timeout_seconds=DIAL_TIMEOUT_SECONDS,
         )
+
+
+async def dial_own_coordinator(side: ReadSide, handlers: Mapping[int, LaneHandler] | None = None) -> LaneConnection:
+    """A lane to this home's coordinator, at whichever of its endpoints answers. Raises: Unreachable, Refused."""
+    domain = side.credentials.identity.member_domain
+    error: CollectiveError = Unreachable("this home's coordinator told no endpoint")
+    for member in side.reader.members():
+        if member.domain == domain and member.card is not None:
+            for endpoint in member.card.endpoints:
+                try:
+                    return await side.dial(FederatedAddress("coord", domain), endpoint.lane, handlers)
+                except CollectiveError as failure:
+                    error = failure
+    raise error
 
 
 @contextlib.asynccontextmanager

@@ -18,11 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Misconfigured, NotFound, Unreachable
+from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
-from collective.daemon.client import ReadSide, open_read_side
+from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
 from collective.daemon.home import Home
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
@@ -128,7 +127,7 @@ async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
     while True:
         try:
             if lane is None or lane.is_closed:
-                lane = await _dial_own_coordinator(side)
+                lane = await dial_own_coordinator(side)
             request = lane_pb2.EventsRequest(after=counter).SerializeToString()
             await lane.call(lane_pb2.LANE_EVENTS, request, timeout_seconds=EVENT_TIMEOUT_SECONDS)
         except CollectiveError:
@@ -139,15 +138,6 @@ async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
             counter = fresh
             side.refresh_trust()
             yield counter
-
-
-async def _dial_own_coordinator(side: ReadSide) -> LaneConnection:
-    domain = side.credentials.identity.member_domain
-    for member in side.reader.members():
-        if member.domain == domain and member.card is not None:
-            for endpoint in member.card.endpoints:
-                return await side.dial(FederatedAddress("coord", domain), endpoint.lane)
-    raise Unreachable("this home's coordinator told no endpoint")
 
 
 def mount_in_background(home: Home, options: MountOptions) -> None:
