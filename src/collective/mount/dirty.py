@@ -110,6 +110,7 @@ class DirtyFile:
     touched: float = 0.0
     frozen: Frozen | None = None
     unsent_bytes: int = 0
+    _cuts: set[int] = field(default_factory=set)  # the truncations among the records
     _last_end: int = 0
     _cut_since_freeze: int = _NEVER
 
@@ -133,6 +134,7 @@ class DirtyFile:
     def truncated(self, seq: int, size_bytes: int, time_ns: int) -> None:
         """A truncation record: shorter, or longer by zeros."""
         self.records.append(seq)
+        self._cuts.add(seq)
         self._cut(size_bytes)
         self.size_bytes = size_bytes
         self.mtime_ns = self.time_ns = time_ns
@@ -193,9 +195,10 @@ class DirtyFile:
         needed = {piece.seq for piece in self.extents}
         oldest = min(needed, default=_NEVER)
         # a truncation is needed for as long as an older write is: it says what of that write is gone
-        gone = [seq for seq in self.records if seq <= frozen.upto and seq not in needed and seq < oldest]
-        kept = set(self.records).difference(gone)
-        self.records = [seq for seq in self.records if seq in kept]
+        stays = needed | {seq for seq in self._cuts if seq > oldest}
+        gone = [seq for seq in self.records if seq <= frozen.upto and seq not in stays]
+        self.records = [seq for seq in self.records if seq > frozen.upto or seq in stays]
+        self._cuts.difference_update(gone)
         return gone
 
     # ------------------------------------------------------------ after a crash
@@ -232,6 +235,7 @@ class DirtyFile:
         """A change that the base contains, but for what of it lies in the kept range."""
         self.records.append(change.seq)
         if isinstance(change, TruncateRecord):
+            self._cuts.add(change.seq)
             self.extents.cut(change.size_bytes)
             return
         start = max(change.offset, self.keep_start)
