@@ -10,10 +10,12 @@ comes only when it is filled, and carries the data's own checksum.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from blake3 import blake3
+from google.protobuf.message import DecodeError
 from typing_extensions import Buffer
 
 from collective.core.errors import Corrupt
@@ -33,7 +35,10 @@ __all__ = [
     "checksum",
     "decode",
     "pack_header",
+    "pack_seqs",
     "unpack_header",
+    "unpack_seqs",
+    "verify",
 ]
 
 CHECKSUM_BYTES = 8
@@ -166,8 +171,8 @@ Record = OperationRecord | WriteRecord | TruncateRecord | BaseRecord | FlushReco
 
 def checksum(*parts: Buffer) -> bytes:
     """8 bytes over the parts joined."""
-    hasher = blake3()
-    for part in parts:
+    hasher = blake3(parts[0])
+    for part in parts[1:]:
         hasher.update(part)
     return hasher.digest(CHECKSUM_BYTES)
 
@@ -175,9 +180,7 @@ def checksum(*parts: Buffer) -> bytes:
 def pack_header(kind: Kind, flags: int, seq: int, *parts: Buffer, blob_bytes: int = 0) -> bytes:
     """The header of a record whose payload is the parts joined, or of a blob."""
     head = _HEAD.pack(blob_bytes or sum(map(len, parts)), kind, flags, 0, seq)  # type: ignore[arg-type]
-    if parts:
-        return head + blake3(head + parts[0] if len(parts) == 1 else b"".join((head, *parts))).digest(CHECKSUM_BYTES)
-    return head + blake3(head).digest(CHECKSUM_BYTES)
+    return head + checksum(head, *parts)
 
 
 def unpack_header(raw: Buffer) -> Header:
@@ -209,7 +212,15 @@ def pack_truncate(ino: int, size_bytes: int, time_ns: int) -> bytes:
     return _TRUNCATE.pack(ino, size_bytes, time_ns)
 
 
-WRITE_HEAD_BYTES = _WRITE.size
+def pack_seqs(seqs: Sequence[int]) -> bytes:
+    return struct.pack(f">{len(seqs)}Q", *seqs)
+
+
+def unpack_seqs(payload: bytes) -> Sequence[int]:
+    """Raises: Corrupt."""
+    if len(payload) % 8:
+        raise Corrupt("a list of settled records has a broken length")
+    return struct.unpack(f">{len(payload) // 8}Q", payload)
 
 
 def decode(header: Header, payload: bytes, segment: int, position: int) -> Record | None:
@@ -219,7 +230,7 @@ def decode(header: Header, payload: bytes, segment: int, position: int) -> Recor
     """
     try:
         return _decode(header, payload, segment, position)
-    except (struct.error, ValueError) as error:  # protobuf's DecodeError is a ValueError
+    except (struct.error, DecodeError) as error:
         raise Corrupt(f"a record of kind {header.kind} has an unknown form") from error
 
 
