@@ -96,7 +96,7 @@ def show(context: click.Context, path: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def grant(context: click.Context, path: str, rights: str, subject: str, until: str, as_json: bool) -> None:
-    """Give SUBJECT (bob@media.collective) RIGHTS (read) in PATH."""
+    """Give SUBJECT (bob@media.collective) RIGHTS (read,write,delete) in PATH."""
     wanted = []
     for word in rights.lower().replace("+", ",").split(","):
         if word not in RIGHTS:

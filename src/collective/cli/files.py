@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, start
+from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, start, tell_commit
 from collective.core.errors import Refused
 from collective.core.sizes import format_size
 from collective.daemon.client import known_domains
@@ -94,6 +94,8 @@ def _tell_put(result: PutResult, address: str, as_json: bool) -> None:
                 "mb_per_s": round(rate, 1),
                 "level": result.level,
                 "skipped": result.skipped,
+                "staged": result.staged,
+                "notes": result.notes,
                 "holders": result.holders,
             }
         )
@@ -104,6 +106,13 @@ def _tell_put(result: PutResult, address: str, as_json: bool) -> None:
     )
     if result.sent_bytes < result.bytes:
         click.echo(f"  {format_size(result.bytes - result.sent_bytes)} were there already and not sent again")
+    for text in result.notes:
+        note(text)
+    if result.staged:
+        note(
+            f"{result.staged} of them wait here for their owner, who is away; they are sent when it is back,"
+            " see `collective pending`"
+        )
     if result.skipped:
         note(f"{result.skipped} links, devices and sockets were left out")
 
@@ -200,7 +209,7 @@ def rm(context: click.Context, addresses: tuple[str, ...], recursive: bool) -> N
     known = known_domains(home)
     for address in addresses:
         path, owner = path_and_owner(address, known)
-        start(remove_path(home, path, owner, recursive, SystemClock()))
+        tell_commit(start(remove_path(home, path, owner, recursive, SystemClock())))
 
 
 @click.command()
@@ -213,7 +222,7 @@ def mv(context: click.Context, source: str, destination: str) -> None:
     known = known_domains(home)
     source_path, owner = path_and_owner(source, known)
     destination_path, _ = path_and_owner(destination, known)
-    start(move_path(home, source_path, destination_path, owner, SystemClock()))
+    tell_commit(start(move_path(home, source_path, destination_path, owner, SystemClock())))
 
 
 @click.command()
@@ -224,4 +233,4 @@ def mkdir(context: click.Context, address: str, parents: bool) -> None:
     """Make a folder."""
     home = home_of(context)
     path, owner = path_and_owner(address, known_domains(home))
-    start(make_directory(home, path, owner, parents, SystemClock()))
+    tell_commit(start(make_directory(home, path, owner, parents, SystemClock())))

@@ -15,7 +15,7 @@ from collective.core.errors import Refused
 from collective.daemon.config import default_home
 from collective.daemon.home import Home
 from collective.daemon.runtime import run
-from collective.wire import feed_pb2
+from collective.wire import control_pb2, feed_pb2
 
 __all__ = [
     "endpoint_option",
@@ -26,6 +26,7 @@ __all__ = [
     "path_and_owner",
     "print_json",
     "start",
+    "tell_commit",
 ]
 
 Result = TypeVar("Result")
@@ -46,6 +47,14 @@ def start(main: Coroutine[Any, Any, Result]) -> Result:
 def note(text: str) -> None:
     """Something the person should know, on stderr."""
     click.echo(f"note: {text}", err=True)
+
+
+def tell_commit(reply: control_pb2.CommitReply) -> None:
+    """What the person should know about a change that was made: kept under another name, or not arrived yet."""
+    for text in reply.notes:
+        note(text)
+    if reply.staged:
+        note("its owner is away: the change is kept here and sent when it is back; see `collective pending`")
 
 
 def print_json(document: object) -> None:

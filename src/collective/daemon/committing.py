@@ -21,7 +21,8 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Refused, Unreachable
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator
-from collective.mount.committing import GiveUp
+from collective.daemon.uploading import Uploader
+from collective.mount.committing import GiveUp, PlainContent, SealedContent
 from collective.mount.names import Space
 from collective.net.lane import LaneCaller, LaneConnection, LaneHandler
 from collective.wire import control_pb2, feed_pb2, lane_pb2, submit_pb2
@@ -53,6 +54,7 @@ class LaneCommitter:
         self._valid_until = 0.0
         self._space = Space(0, 0)
         self._give_up: GiveUp | None = None
+        self._uploader = Uploader(side, self._begin_upload, clock)
 
     async def run(self) -> None:
         """Keep a connection to the coordinator, for ever. Ends by cancellation, and closes it."""
@@ -72,6 +74,7 @@ class LaneCommitter:
                 pause = min(pause * 2, LAST_PAUSE_SECONDS)
         finally:
             await self._disconnect()
+            await self._uploader.close()
 
     # ------------------------------------------------------------ the protocol
 
@@ -118,6 +121,13 @@ class LaneCommitter:
             )
             if reply.level == level or self._clock.monotonic() >= deadline:
                 return reply.level
+
+    async def upload(self, content: PlainContent) -> SealedContent:
+        return await self._uploader.upload(content)
+
+    async def _begin_upload(self, store_id: bytes, size_bytes: int) -> control_pb2.BeginUploadReply:
+        request = control_pb2.BeginUploadRequest(store_id=store_id, size_bytes=size_bytes)
+        return await self._ask(lane_pb2.LANE_BEGIN_UPLOAD, request, control_pb2.BeginUploadReply)
 
     def may_write(self, store: DataStore) -> bool:
         own = self._side.credentials.identity.address

@@ -20,13 +20,16 @@ from collective.daemon.home import Home
 from collective.daemon.runtime import Writer, ready
 from collective.daemon.supervise import NodeChild
 from collective.daemon.tending import Tending, pledge
+from collective.daemon.writing import Writing, join_writing
 from collective.health import StatusDesk, status_rows
 from collective.identity import Level, TrustStore, load_certificate
 from collective.net.channels import Channels
 from collective.net.endpoints import parse_host_port
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
 from collective.net.rpc import Row, RpcServer
+from collective.transfer.asking import Coordinators
 from collective.transfer.commands import CommandDesk, control_rows
+from collective.transfer.commits import PathDesk, path_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
 from collective.transfer.nodes import NodeDirectory, TicketOffice
@@ -34,7 +37,7 @@ from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
-from collective.transfer.serve_events import event_handlers
+from collective.transfer.serve_changes import change_rows
 from collective.transfer.sync import EntryServer, PeerSync, SyncParts
 from collective.wire import control_pb2, feed_pb2
 
@@ -78,6 +81,7 @@ class Parts:
     observer: Observer
     endpoints: list[feed_pb2.Endpoint]
     choose_members: ChooseMembers
+    writing: Writing
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
@@ -88,6 +92,7 @@ class Parts:
                 self.trust.add_member(member.ca_certificate)
 
     async def close(self) -> None:
+        await self.writing.close()
         await self.channels.close()
         await self.nodes.close()
         self.writer.close()
@@ -171,17 +176,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         signing_certificate=household.keys.signing_certificate,
     )
     choose_members = member_chooser(catalog, nodes, own.member_domain)
-    commands = CommandDesk(
-        catalog=catalog,
-        nodes=nodes,
-        tickets=tickets,
-        bell=bell,
-        clock=clock,
-        own_address=own.address,
-        store_secret=lambda store_id: derive_store_secret(household.chunk_secret, store_id),
-        choose_members=choose_members,
-        write=writer,
-    )
+    commands = CommandDesk(catalog, bell, clock, own.address, writer)
     sync = PeerSync(
         SyncParts(
             catalog=catalog,
@@ -198,6 +193,21 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         Random(),
     )
     copies = CopyMaker(catalog, nodes, book, channels, observer, own.member_domain)
+    writing = join_writing(
+        catalog=catalog,
+        nodes=nodes,
+        tickets=tickets,
+        coordinators=Coordinators(channels, book),
+        choose_members=choose_members,
+        store_secret=lambda store_id: derive_store_secret(household.chunk_secret, store_id),
+        reachable=lambda domain: domain in sync.states and sync.states[domain].connected,
+        writer=writer,
+        bell=bell,
+        clock=clock,
+        observer=observer,
+        own_address=own.address,
+        leases_out=home.path / "leases-out",
+    )
     admission = AdmissionDesk(
         catalog=catalog,
         identity_directory=home.identity,
@@ -213,12 +223,14 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         *federation_rows(federation),
         *membership_rows(federation),
         *control_rows(commands),
+        *change_rows(writing.submit, writing.numbers),
+        *path_rows(PathDesk(catalog, writing.submit, writing.numbers, writing.uploads, own.address, writer)),
         *admission_rows(admission),
         *status_rows(status),
     ]
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members,
+        observer, endpoints, choose_members, writing,
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -236,7 +248,7 @@ async def run_coordinator(
         lane = LaneServer(
             parts.household.coordinator,
             parts.trust,
-            event_handlers(parts.bell, parts.household.member_domain),
+            parts.writing.handlers(),
             clock=clock,
             observer=observer,
         )
@@ -274,8 +286,10 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
         tasks.append(group.create_task(tending.every_change(), name="background"))
         tasks.append(group.create_task(tending.make_copies(), name="copies"))
+        tasks.append(group.create_task(parts.writing.run(), name="writing"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
+        await parts.writing.leases.close()  # mounts hand in what they have while the node still runs
         for task in tasks:
             task.cancel()
 

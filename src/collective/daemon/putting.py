@@ -33,7 +33,8 @@ FILES_AT_ONCE = 8  # small files wait for syncs, not for bytes: several at once 
 class PutResult:
     """What a put did; `seconds` until acknowledged locally, `level_seconds` until the level asked for.
 
-    `asked` is the level waited for: the one given, else the DataStore's own. `skipped` counts links and devices.
+    `asked` is the level waited for: the one given, else the DataStore's own. `skipped` counts links and devices,
+    `staged` files that wait here for an owner who is away, `notes` says what was kept under another name.
     """
 
     files: int = 0
@@ -46,6 +47,8 @@ class PutResult:
     level: str = "local"
     holders: list[str] = field(default_factory=list)
     reason: str = ""
+    staged: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 async def put_path(
@@ -81,6 +84,8 @@ async def put_path(
                 reply, size, sent, usual_level = await _put_file(control, dialer, file, target, owner, progressed)
                 commits.append(reply)
                 levels.add(level or usual_level)
+                result.staged += reply.staged
+                result.notes += reply.notes
                 result.files += 1
                 result.bytes += size
                 result.sent_bytes += sent
@@ -91,6 +96,8 @@ async def put_path(
                 group.create_task(one(file, target))
         result.seconds = clock.monotonic() - began
         result.asked = "two" if "two" in levels else "local"
+        if result.staged and level is None:
+            level_timeout_seconds = 0.0  # while its owner is away no second member can have it, and nobody asked to wait
         await _await_level(control, commits, level_timeout_seconds, result)
         result.level_seconds = clock.monotonic() - began
     return result

@@ -64,13 +64,17 @@ class Fetcher:
         """Plain bytes read so far, by the member that served them."""
         return dict(self.served)
 
-    async def open(self, reference: VersionReference) -> VersionSource:
-        """A source of one version. Raises: Refused (no key here), Unreachable (nobody holds it)."""
+    async def open(self, reference: VersionReference, *, for_bytes: bool = True) -> VersionSource:
+        """A source of one version; not `for_bytes`: its pages are wanted, and no tickets are fetched ahead.
+
+        Raises: Refused (no key here), Unreachable (nobody holds it).
+        """
         key = self.reader.store_key(reference.key_name)
         if key is None:
             raise Refused("this home does not hold the key of that DataStore", "its owner gives READ")
         source = VersionSource(self, reference, key)
-        await source.prepare()
+        if for_bytes:
+            await source.prepare()
         return source
 
     def buffer(self, size: int) -> bytearray:
@@ -181,6 +185,11 @@ class VersionSource:
         self._pages.move_to_end(index)
         while len(self._pages) > PAGES_KEPT:
             self._pages.popitem(last=False)
+
+    async def chunks(self, index: int) -> tuple[tuple[ChunkReference, ...], tuple[bytes | None, ...]]:
+        """The chunks of a page and their keys. Raises: Unreachable, Corrupt."""
+        _, chunks, keys = await self._page(index)
+        return chunks, keys
 
     async def _page(self, index: int) -> tuple[bytes, tuple[ChunkReference, ...], tuple[bytes | None, ...]]:
         if (found := self._pages.get(index)) is not None:

@@ -56,7 +56,6 @@ class Forwarder:
     bell: ChangeBell
     clock: Clock
     observer: Observer
-    own_domain: str
     reachable: Callable[[str], bool]
     write: Callable[[Callable[[], None]], Awaitable[None]]
     _queues: dict[bytes, _Queue] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from collective.wire import control_pb2, feed_pb2, lane_pb2
 __all__ = ["NodeDirectory", "NodeRecord", "TicketOffice"]
 
 TICKET_SECONDS = 600.0  # long enough for a chunk on a thin line, short enough to forget
+UPLOAD_BYTES_PER_SECOND = 256 * 1024  # an upload's ticket holds longer by the time it takes at 2 Mbit/s
 CALL_TIMEOUT_SECONDS = 10.0
 HAS_PER_CALL = 512
 PUSH_TIMEOUT_SECONDS = 900.0  # up to 512 chunks of 8 MiB over a thin line
@@ -64,13 +65,13 @@ class TicketOffice:
             store_id=store_id,
             upload_id=upload_id,
             byte_limit=byte_limit,
-            expires_milliseconds=self._expires(),
+            expires_milliseconds=self._expires(byte_limit / UPLOAD_BYTES_PER_SECOND),
             policy_epoch=self.policy_epoch,
         )
         return signed, upload_id
 
-    def _expires(self) -> int:
-        return int((self.clock.wall() + TICKET_SECONDS) * 1000)
+    def _expires(self, more_seconds: float = 0.0) -> int:
+        return int((self.clock.wall() + TICKET_SECONDS + more_seconds) * 1000)
 
 
 @dataclass

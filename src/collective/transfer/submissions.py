@@ -54,7 +54,8 @@ def verify_operation(staged: submit_pb2.StagedOperation, writer: str) -> None:
         raise Refused("the operation carries no change this version knows", "use the same version on both sides")
     content = content_of(operation)
     if content is not None and content.version_id:
-        _verify_layout(content, staged)
+        if staged.HasField("layout"):  # else a version that is there already, by reference
+            _verify_layout(content, staged)
     elif staged.HasField("layout"):
         raise Corrupt("a layout came without a content that names it")
     elif content is not None and (

@@ -164,6 +164,7 @@ class SubmitDesk:
                     store_id,
                     operations,
                     actor_domain=group[0].actor_domain,
+                    now=self.clock.wall(),
                     exact=group[0].exact,
                     choose_members=self.choose_members,
                 )
