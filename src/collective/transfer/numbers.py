@@ -17,7 +17,7 @@ from collective.core.observe import Observer
 from collective.transfer.asking import Coordinators
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["BLOCK_COUNT", "STOCK_COUNT", "NumberStock"]
+__all__ = ["NumberStock"]
 
 BLOCK_COUNT = 65_536
 STOCK_COUNT = 4096  # at least as many files can be made in each DataStore while its owner is away
@@ -42,10 +42,10 @@ class NumberStock:
         for store in self.catalog.datastores():
             if store.owner == self.own_address.domain or not self.reachable(store.owner):
                 continue
-            if not self.may_write(store) or self.catalog.numbers_left(store.feed_id) >= STOCK_COUNT:
+            if not self.may_write(store) or self.catalog.stock_count(store.feed_id) >= STOCK_COUNT:
                 continue
             try:
-                await self._refill(store)
+                await self._fetch(store)
             except CollectiveError as error:
                 self.observer.event("numbers.not_leased", owner=store.owner, reason=error.message)
 
@@ -55,7 +55,7 @@ class NumberStock:
         wanted = max(1, min(count, LENT_AT_MOST))
         taken = await self._take(store_id, wanted)
         if taken is None:
-            await self._refill(store)
+            await self._fetch(store)
             taken = await self._take(store_id, wanted)
         if taken is None:
             raise Unreachable(f"no inode numbers of {store.path.decode(errors='replace')} are in stock")
@@ -72,8 +72,9 @@ class NumberStock:
         if not verdict.allowed:
             self.observer.event("access.refused", caller=member, right="WRITE", reason=verdict.reason)
             raise Refused(verdict.reason)
-        leased = await self._lease_own(store, member, min(request.count or BLOCK_COUNT, BLOCK_COUNT))
-        return submit_pb2.LeaseNumbersReply(first=leased.start, count=len(leased))
+        leased: list[range] = []
+        await self.write(lambda: leased.append(self.catalog.lease_numbers(store.feed_id, member, request.count)))
+        return submit_pb2.LeaseNumbersReply(first=leased[0].start, count=len(leased[0]))
 
     def may_write(self, store: DataStore) -> bool:
         """Whether this home may change anything in a DataStore, as far as is known here."""
@@ -86,18 +87,11 @@ class NumberStock:
         await self.write(lambda: taken.append(self.catalog.take_numbers(store_id, count)))
         return taken[0]
 
-    async def _refill(self, store: DataStore) -> None:
-        if store.owner == self.own_address.domain:
-            block = await self._lease_own(store, store.owner, BLOCK_COUNT)
-        else:
-            request = submit_pb2.LeaseNumbersRequest(store_id=store.feed_id, count=BLOCK_COUNT)
-            reply = await self.coordinators.call(
-                store.owner, "LeaseNumbers", request, submit_pb2.LeaseNumbersReply, CALL_TIMEOUT_SECONDS
-            )
-            block = range(reply.first, reply.first + reply.count)
+    async def _fetch(self, store: DataStore) -> None:
+        """A fresh block from the owner into the stock. Raises: Unreachable, and what the owner raises."""
+        request = submit_pb2.LeaseNumbersRequest(store_id=store.feed_id, count=BLOCK_COUNT)
+        reply = await self.coordinators.call(
+            store.owner, "LeaseNumbers", request, submit_pb2.LeaseNumbersReply, CALL_TIMEOUT_SECONDS
+        )
+        block = range(reply.first, reply.first + reply.count)
         await self.write(lambda: self.catalog.add_numbers(store.feed_id, block))
-
-    async def _lease_own(self, store: DataStore, member: str, count: int) -> range:
-        leased: list[range] = []
-        await self.write(lambda: leased.append(self.catalog.lease_numbers(store.feed_id, member, count)))
-        return leased[0]

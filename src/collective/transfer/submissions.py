@@ -48,7 +48,7 @@ def verify_operation(staged: submit_pb2.StagedOperation, writer: str) -> None:
     operation = staged.operation
     if operation.id.writer != writer or len(operation.id.random) != ID_BYTES:
         raise Refused(f"an operation of {operation.id.writer or 'nobody'} is handed in by {writer}")
-    if parse_address(operation.actor).domain != writer:
+    if operation.actor and parse_address(operation.actor).domain != writer:
         raise Refused(f"{writer} hands in what {operation.actor} asked for")
     if operation.WhichOneof("change") is None:
         raise Refused("the operation carries no change this version knows", "use the same version on both sides")
