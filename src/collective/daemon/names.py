@@ -45,18 +45,14 @@ async def remove_path(home: Home, path: bytes, owner: str, recursive: bool, cloc
     return await _commit(home, request, clock)
 
 
-async def move_path(
-    home: Home, source: bytes, destination: bytes, owner: str, clock: Clock
-) -> control_pb2.CommitReply:
+async def move_path(home: Home, source: bytes, destination: bytes, owner: str, clock: Clock) -> control_pb2.CommitReply:
     """Rename within one DataStore."""
     request = new_commit()
     request.move_path.CopyFrom(control_pb2.MovePath(source=source, destination=destination, owner=owner))
     return await _commit(home, request, clock)
 
 
-async def make_directory(
-    home: Home, path: bytes, owner: str, parents: bool, clock: Clock
-) -> control_pb2.CommitReply:
+async def make_directory(home: Home, path: bytes, owner: str, parents: bool, clock: Clock) -> control_pb2.CommitReply:
     """Make a folder."""
     request = new_commit()
     request.make_directory.CopyFrom(control_pb2.MakeDirectory(path=path, owner=owner, mode=0o755, parents=parents))

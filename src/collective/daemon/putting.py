@@ -97,7 +97,9 @@ async def put_path(
         result.seconds = clock.monotonic() - began
         result.asked = "two" if "two" in levels else "local"
         if result.staged and level is None:
-            level_timeout_seconds = 0.0  # while its owner is away no second member can have it, and nobody asked to wait
+            level_timeout_seconds = (
+                0.0  # while its owner is away no second member can have it, and nobody asked to wait
+            )
         await _await_level(control, commits, level_timeout_seconds, result)
         result.level_seconds = clock.monotonic() - began
     return result

@@ -26,7 +26,7 @@ from collective.transfer.uploads import UploadDesk
 
 __all__ = ["Writing", "join_writing"]
 
-STOCK_SECONDS = 5.0  # how often the stocks of inode numbers are looked at when nothing changes
+LOOK_SECONDS = 1.0  # how often stocks of numbers, and who was met again, are looked at when nothing changes
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Writing:
 
     async def run(self) -> None:
         """Send on what an earlier run left staged, and keep numbers in stock. Ends by cancellation."""
-        self.forwarder.start()
         while True:
+            await guarded(self.observer, "forwarding", self.forwarder.tick)
             await guarded(self.observer, "numbers", self.numbers.tick)
-            await self.bell.wait_past(self.catalog.change_counter(), STOCK_SECONDS)
+            await self.bell.wait_past(self.catalog.change_counter(), LOOK_SECONDS)
 
     async def close(self) -> None:
         """Call the leases back, commit what was taken in, stop sending."""

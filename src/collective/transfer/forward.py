@@ -4,9 +4,11 @@ One task per DataStore of another member that has rows waiting. It sends the old
 a call, writes down what the owner said, and goes on; whatever is staged later queues behind. The rows stay, and are
 shown at this home, until the entries that carry them have come back by the feed.
 
-    waiting --sent, APPLIED or CONFLICT--> sent --its entry applied here--> gone
+    waiting --sent, APPLIED or CONFLICT--> done --its entry applied here--> gone
        |--sent, REFUSED--> refused, kept and listed until discarded
        +--owner away--> waiting, tried again within 5 s and as soon as the owner is met again
+
+What is done and has not come back when the owner is met again is sent once more: the owner may have been set back.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from collective.catalog import Catalog, DataStore
 from collective.core.clock import Clock
@@ -29,8 +32,8 @@ __all__ = ["Forwarder"]
 Staged = submit_pb2.StagedOperation
 Outcome = submit_pb2.OperationOutcome
 OPERATIONS_PER_CALL = 256
-BYTES_PER_CALL = 4 << 20
 CALL_TIMEOUT_SECONDS = 15.0
+EXACT_SECONDS = 10.0  # for what is queued before an exact change
 ANSWER_SECONDS = 3.0  # a caller waits this long for an owner who answered last time
 FIRST_PAUSE_SECONDS = 0.2
 LAST_PAUSE_SECONDS = 5.0
@@ -59,11 +62,20 @@ class Forwarder:
     reachable: Callable[[str], bool]
     write: Callable[[Callable[[], None]], Awaitable[None]]
     _queues: dict[bytes, _Queue] = field(default_factory=dict)
+    _met: set[str] = field(default_factory=set)
 
-    def start(self) -> None:
-        """Go on with whatever an earlier run left."""
-        for store_id in self.catalog.stores_with_waiting():
+    async def tick(self) -> None:
+        """Go on with what an earlier run left, and with those who were met again."""
+        met = {store.owner for store in self.catalog.datastores() if self.reachable(store.owner)}
+        for store in self.catalog.datastores():
+            if store.owner in met - self._met:
+                await self.write(partial(self._send_again, store.feed_id))
+        self._met = met
+        for store_id in self.catalog.stores_with_staged_work():
             self._wake(store_id)
+
+    def _send_again(self, store_id: bytes) -> None:
+        self.catalog.send_staged_again(store_id)
 
     async def close(self) -> None:
         """Stop sending; what waits stays staged."""
@@ -84,9 +96,9 @@ class Forwarder:
         futures = {staged.operation.id.random: loop.create_future() for staged in operations}
         try:
             queue.waiters.update(futures)
-            await self.write(lambda: self.catalog.stage(store.feed_id, operations))
-            self.bell.ring()
-            self._wake(store.feed_id)
+            for staged, number in zip(operations, await self._stage(store, operations), strict=True):
+                if not number:  # its entry is here already
+                    futures[staged.operation.id.random].set_result(Outcome(outcome=submit_pb2.APPLIED))
             if futures and queue.answered and self.reachable(store.owner):
                 await asyncio.wait(futures.values(), timeout=ANSWER_SECONDS)
             return [_outcome(futures[staged.operation.id.random], store) for staged in operations], None
@@ -101,22 +113,12 @@ class Forwarder:
     ) -> tuple[list[Outcome], feed_pb2.Position | None]:
         """Ask the owner directly, behind what is queued. Raises: Unreachable (away), and what the owner raises."""
         queue = self._queue(store.feed_id)
-        async with asyncio.timeout(CALL_TIMEOUT_SECONDS) as limit:
-            try:
-                while True:
-                    await queue.gate.acquire()
-                    if not self.catalog.staged_batch(store.feed_id, 1):
-                        break
-                    queue.gate.release()
-                    if not queue.answered or not self.reachable(store.owner):
-                        raise self._away(store)
-                    await self.bell.wait_past(self.catalog.change_counter(), LOOK_SECONDS)
-            except TimeoutError:
-                raise self._away(store) from None
-            limit.reschedule(None)
         try:
-            if not queue.answered and not self.reachable(store.owner):
-                raise self._away(store)
+            async with asyncio.timeout(EXACT_SECONDS):
+                await self._behind_the_queue(store, queue)
+        except TimeoutError:
+            raise self._away(store) from None
+        try:
             reply = await self._send(store, operations, exact=True)
         finally:
             queue.gate.release()
@@ -127,10 +129,26 @@ class Forwarder:
         ]
         if done and not await self._arrived(store, reply.position):
             # applied there and not shown here yet: staged, it is shown, and sent again it changes nothing
-            await self.write(lambda: self.catalog.stage(store.feed_id, done))
-            self.bell.ring()
-            self._wake(store.feed_id)
+            await self._stage(store, done)
         return list(reply.outcomes), reply.position
+
+    async def _behind_the_queue(self, store: DataStore, queue: _Queue) -> None:
+        """Return holding the gate, with nothing waiting before us. Raises: Unreachable."""
+        while True:
+            if not queue.answered and not self.reachable(store.owner):
+                raise self._away(store)
+            await queue.gate.acquire()
+            if not self.catalog.staged_batch(store.feed_id, 1):
+                return
+            queue.gate.release()
+            await self.bell.wait_past(self.catalog.change_counter(), LOOK_SECONDS)
+
+    async def _stage(self, store: DataStore, operations: Sequence[Staged]) -> list[int]:
+        numbers: list[int] = []
+        await self.write(lambda: numbers.extend(self.catalog.stage(store.feed_id, operations, now=self.clock.wall())))
+        self.bell.ring()
+        self._wake(store.feed_id)
+        return numbers
 
     async def _arrived(self, store: DataStore, position: feed_pb2.Position) -> bool:
         """Whether our own database soon shows the entry; at once when we do not follow that feed at all."""
@@ -186,11 +204,11 @@ class Forwarder:
     async def _forward_once(self, store_id: bytes, queue: _Queue) -> bool:
         """Send one call's worth; False when nothing waits. Raises: Unreachable and others that may pass."""
         async with queue.gate:
-            rows = _portion(self.catalog.staged_batch(store_id, OPERATIONS_PER_CALL))
+            rows = self.catalog.staged_batch(store_id, OPERATIONS_PER_CALL)
             if not rows:
                 return False
             store = self.catalog.store(store_id)
-            numbers, operations = [number for number, _ in rows], [staged for _, staged in rows]
+            numbers, operations = [row.number for row in rows], [row.staged for row in rows]
             try:
                 reply = await self._send(store, operations, exact=False)
                 outcomes = list(reply.outcomes)
@@ -237,7 +255,7 @@ class Forwarder:
         outcomes: Sequence[Outcome],
         queue: _Queue,
     ) -> None:
-        await self.write(lambda: self.catalog.mark_outcomes(store.feed_id, list(zip(numbers, outcomes, strict=True))))
+        await self.write(lambda: self.catalog.note_outcomes(numbers, outcomes))
         self.bell.ring()
         for staged, outcome in zip(operations, outcomes, strict=True):
             if outcome.outcome != submit_pb2.APPLIED:
@@ -254,18 +272,6 @@ class Forwarder:
 
     def _away(self, store: DataStore) -> Unreachable:
         return Unreachable(f"{store.owner}, who owns this DataStore, cannot be reached", "try again when it is back")
-
-
-def _portion(rows: Sequence[tuple[int, Staged]]) -> list[tuple[int, Staged]]:
-    """As many of the oldest as one call takes, at least one."""
-    portion: list[tuple[int, Staged]] = []
-    size = 0
-    for number, staged in rows:
-        size += staged.ByteSize()
-        if portion and size > BYTES_PER_CALL:
-            break
-        portion.append((number, staged))
-    return portion
 
 
 def _outcome(future: asyncio.Future[Outcome], store: DataStore) -> Outcome:
