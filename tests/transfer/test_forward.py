@@ -1,4 +1,4 @@
-"""Changes to another member's DataStore: staged while it is away, sent in order, told apart, never dropped, never twice."""
+"""Changes to another member's DataStore: staged while it is away, sent in order, never dropped, never done twice."""
 
 from __future__ import annotations
 

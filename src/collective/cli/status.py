@@ -18,6 +18,8 @@ from collective.wire import control_pb2
 
 __all__ = ["ping", "status"]
 
+CONFLICTS_SHOWN = 5
+
 
 @click.command()
 @click.option("--show-connections", is_flag=True, help="With the path in use to each peer.")
@@ -42,6 +44,11 @@ def status(context: click.Context, show_connections: bool, as_json: bool) -> Non
         click.echo(f"  peer {peer['member']}{where}  {state}")
     for store in document["datastores"]:
         click.echo(_store_line(store))
+    for row in document["pending"]:
+        reason = f": {row['reason']}" if row["reason"] else ""
+        click.echo(f"  pending {row['owner']}  {row['changes']} changes {row['state']}{reason}  ({row['mend']})")
+    for row in document["conflicts"][:CONFLICTS_SHOWN]:
+        click.echo(f"  conflict {row['wanted']}  kept as {row['kept']}  ({row['reason']})")
 
 
 async def _status(home: Home, connections: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 `HEALTH_OK`, `HEALTH_WARN` or `HEALTH_ERR`; each finding names what mends it.
 """
 
-from collective.health.report import Finding, StatusDesk, status_rows
+from collective.health.finding import Finding
+from collective.health.report import StatusDesk, status_rows
 
 __all__ = ["Finding", "StatusDesk", "status_rows"]

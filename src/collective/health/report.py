@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from collective.catalog import Catalog
 from collective.core.clock import Clock
 from collective.core.sizes import format_size
+from collective.health.changes import ChangesReport
+from collective.health.finding import Finding
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.nodes import NodeDirectory, NodeRecord
@@ -16,18 +18,9 @@ from collective.transfer.repair import CopyMaker
 from collective.transfer.sync import PeerSync
 from collective.wire import control_pb2, feed_pb2
 
-__all__ = ["Finding", "StatusDesk", "status_rows"]
+__all__ = ["StatusDesk", "status_rows"]
 
 CERTIFICATE_WARNING_SECONDS = 30 * 86400.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`severity` warning or error; `message` what is; `mend` the command or act that mends it."""
-
-    severity: str
-    message: str
-    mend: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,11 @@ class StatusDesk:
     own: PeerIdentity
     endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
 
+    @property
+    def changes(self) -> ChangesReport:
+        """The part about changes on their way and conflicts."""
+        return ChangesReport(self.catalog)
+
     async def status(self, caller: Caller, request: control_pb2.StatusRequest) -> control_pb2.StatusReply:
         """A fresh look at the nodes, then everything as one JSON document."""
         await self.nodes.refresh()
@@ -49,7 +47,13 @@ class StatusDesk:
 
     def document(self, connections: bool) -> dict[str, object]:
         """The report as plain values; sizes in bytes, times in seconds."""
-        findings = [*self._node_findings(), *self._store_findings(), *self._peer_findings(), *self._own_findings()]
+        findings = [
+            *self._node_findings(),
+            *self._store_findings(),
+            *self._peer_findings(),
+            *self.changes.findings(self.clock.wall()),
+            *self._own_findings(),
+        ]
         errors = any(finding.severity == "error" for finding in findings)
         document: dict[str, object] = {
             "health": "HEALTH_ERR" if errors else "HEALTH_WARN" if findings else "HEALTH_OK",
@@ -59,6 +63,8 @@ class StatusDesk:
             "nodes": [self._node(node) for node in self.nodes.all()],
             "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
+            "pending": self.changes.pending(),
+            "conflicts": self.changes.conflicts(),
         }
         if connections:
             document["connections"] = [

@@ -21,6 +21,7 @@ __all__ = ["NumberStock"]
 
 BLOCK_COUNT = 65_536
 STOCK_COUNT = 4096  # at least as many files can be made in each DataStore while its owner is away
+COMMAND_COUNT = 1024  # what a command that makes many files finds at least
 LENT_AT_MOST = 16_384  # to one mount or command at a time
 CALL_TIMEOUT_SECONDS = 5.0
 
@@ -49,6 +50,16 @@ class NumberStock:
             except CollectiveError as error:
                 self.observer.event("numbers.not_leased", owner=store.owner, reason=error.message)
 
+    async def fill(self, store: DataStore) -> None:
+        """See to it that a command finds numbers, if that is possible now."""
+        own = store.owner == self.own_address.domain
+        if own or self.catalog.stock_count(store.feed_id) >= COMMAND_COUNT or not self.reachable(store.owner):
+            return
+        try:
+            await self._fetch(store)
+        except CollectiveError as error:
+            self.observer.event("numbers.not_leased", owner=store.owner, reason=error.message)
+
     async def take(self, store_id: bytes, count: int) -> range:
         """Up to `count` numbers, at least one, that nobody else gets. Raises: Unreachable, Refused, NotFound."""
         store = self.catalog.store(store_id)
@@ -76,9 +87,9 @@ class NumberStock:
         await self.write(lambda: leased.append(self.catalog.lease_numbers(store.feed_id, member, request.count)))
         return submit_pb2.LeaseNumbersReply(first=leased[0].start, count=len(leased[0]))
 
-    def may_write(self, store: DataStore) -> bool:
-        """Whether this home may change anything in a DataStore, as far as is known here."""
-        return self.catalog.may(self.own_address, feed_pb2.WRITE, store.feed_id, now=self.clock.wall()).allowed
+    def may_write(self, store: DataStore, path: bytes = b"") -> bool:
+        """Whether this home may change a DataStore, or what is at a path in it, as far as is known here."""
+        return self.catalog.may(self.own_address, feed_pb2.WRITE, store.feed_id, path, now=self.clock.wall()).allowed
 
     # ------------------------------------------------------------ inside
 

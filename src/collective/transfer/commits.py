@@ -1,0 +1,218 @@
+"""Changes that a member's own people ask for by path, in every DataStore they may write to. Rows of `Control`.
+
+The catalogue plans a request into operations; they are handed in like a mount's. A person waits for the answer, so the
+owner is asked exactly: what no longer fits is an error that says so. Only an owner who is away has the change staged,
+and the reply says that too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from collective.catalog import Catalog, DataStore, Plan
+from collective.core.address import FederatedAddress
+from collective.core.errors import CollectiveError, Conflict, Refused, Unreachable
+from collective.net.rpc import Caller, Row
+from collective.transfer.commands import actor_of, admin_rows, domain_meant
+from collective.transfer.numbers import NumberStock
+from collective.transfer.submissions import OPERATIONS_PER_SUBMIT
+from collective.transfer.submit import SubmitDesk
+from collective.transfer.uploads import LEVEL_LOCAL, UploadDesk
+from collective.wire import control_pb2, feed_pb2, submit_pb2
+
+__all__ = ["PathDesk", "path_rows"]
+
+TRIES = 3  # a plan that met somebody else's change is made again, on the tree as it is then
+NOTES_TOLD = 20
+
+
+@dataclass(frozen=True)
+class PathDesk:
+    """Answers BeginUpload, Commit, AwaitLevel, versions and what is pending."""
+
+    catalog: Catalog
+    submit: SubmitDesk
+    numbers: NumberStock
+    uploads: UploadDesk
+    own_address: FederatedAddress
+    write: Callable[[Callable[[], None]], Awaitable[None]]
+
+    # ------------------------------------------------------------ contents
+
+    async def begin_upload(
+        self, caller: Caller, request: control_pb2.BeginUploadRequest
+    ) -> control_pb2.BeginUploadReply:
+        """Everything the process that holds the plain bytes needs, and what stands at the path now."""
+        owner = self._owner(request.owner)
+        store, rest = self.catalog.datastore_at(request.path, owner or None)
+        if not rest:
+            raise Conflict(f"{request.path.decode(errors='replace')} is a DataStore, not a file")
+        self._check_may_write(store, rest)
+        reply = await self.uploads.begin(store, request.size_bytes)
+        standing = self.catalog.find(request.path, owner or None) if store.readable else None
+        if standing is not None:
+            reply.current_inode = standing.number
+            reply.current_version_id = standing.version_id or b""
+        return reply
+
+    async def await_level(self, caller: Caller, request: control_pb2.AwaitLevelRequest) -> control_pb2.AwaitLevelReply:
+        return await self.uploads.await_level(request)
+
+    # ------------------------------------------------------------ changes
+
+    async def commit(self, caller: Caller, request: control_pb2.CommitRequest) -> control_pb2.CommitReply:
+        """Do what was asked. The reply is the acknowledgement at level `local`.
+
+        Raises: Conflict, NotFound, Refused, Unreachable (no numbers in stock for new files).
+        """
+        request.id.writer = self.own_address.domain
+        actor = str(actor_of(caller, self.own_address))
+        store, rest = self._place(request)
+        self._check_may_write(store, rest)
+        done = self.catalog.committed_at(request.id)
+        if done is not None:
+            return self._reply(request, store, done)
+        await self.numbers.fill(store)
+        for attempt in range(TRIES):
+            plan = await self._plan(request, actor)
+            try:
+                return await self._do(request, plan)
+            except _NothingDone as missed:
+                if attempt == TRIES - 1:
+                    raise Conflict(missed.message, "somebody is changing it right now; try again") from None
+        raise AssertionError("the loop ends by return or raise")
+
+    async def _plan(self, request: control_pb2.CommitRequest, actor: str) -> Plan:
+        plans: list[Plan] = []
+        await self.write(lambda: plans.append(self.catalog.plan(request, actor)))
+        return plans[0]
+
+    async def _do(self, request: control_pb2.CommitRequest, plan: Plan) -> control_pb2.CommitReply:
+        """Hand the plan in. Raises: _NothingDone when not one of its operations could be done any more."""
+        reply = self._reply(request, plan.store, None)
+        exact = True
+        done = 0
+        for at in range(0, len(plan.staged), OPERATIONS_PER_SUBMIT):
+            part = plan.staged[at : at + OPERATIONS_PER_SUBMIT]
+            try:
+                answer = await self.submit.submit(plan.store.feed_id, part, exact=exact)
+            except Unreachable:
+                if plan.store.owner == self.own_address.domain:
+                    raise
+                exact = False
+                answer = await self.submit.submit(plan.store.feed_id, part, exact=False)
+            done += self._judge(answer.outcomes, done, reply)
+            if answer.position.seq:
+                reply.position.CopyFrom(answer.position)
+        if not plan.staged and (head := self.catalog.heads().get(plan.store.feed_id)) is not None:
+            reply.position.CopyFrom(head)  # all that was asked is there already
+        return reply
+
+    def _judge(
+        self, outcomes: Sequence[submit_pb2.OperationOutcome], done_before: int, reply: control_pb2.CommitReply
+    ) -> int:
+        """How many were done; notes and `staged` into the reply. Raises: what kept the others from being done."""
+        failed = [one for one in outcomes if one.outcome in (submit_pb2.MISSED, submit_pb2.REFUSED)]
+        done = len(outcomes) - len(failed)
+        reply.staged = reply.staged or any(one.outcome == submit_pb2.STAGED for one in outcomes)
+        for one in outcomes:
+            if one.outcome == submit_pb2.CONFLICT and len(reply.notes) < NOTES_TOLD:
+                reply.notes.append(f"kept as {one.name.decode(errors='replace')}: {one.reason}")
+        if not failed:
+            return done
+        first = failed[0]
+        if first.outcome == submit_pb2.MISSED and not done + done_before:
+            raise _NothingDone(first.reason)
+        part = f" ({done + done_before} changes were made before)" if done + done_before else ""
+        if first.outcome == submit_pb2.MISSED:
+            raise Conflict(first.reason + part, "somebody changed it meanwhile; look at it and try again")
+        raise Refused(first.reason + part, "the owner of the DataStore says who may do what in it")
+
+    def _reply(
+        self, request: control_pb2.CommitRequest, store: DataStore, position: feed_pb2.Position | None
+    ) -> control_pb2.CommitReply:
+        reply = control_pb2.CommitReply(
+            store_id=store.feed_id, version_id=request.put_file.content.version_id, level=LEVEL_LOCAL
+        )
+        if position is not None:
+            reply.position.CopyFrom(position)
+        return reply
+
+    # ------------------------------------------------------------ versions, pending
+
+    async def list_versions(
+        self, caller: Caller, request: control_pb2.ListVersionsRequest
+    ) -> control_pb2.ListVersionsReply:
+        return control_pb2.ListVersionsReply(
+            versions=self.catalog.list_versions(request.path, self._owner(request.owner))
+        )
+
+    async def list_pending(
+        self, caller: Caller, request: control_pb2.ListPendingRequest
+    ) -> control_pb2.ListPendingReply:
+        return control_pb2.ListPendingReply(
+            changes=[
+                control_pb2.PendingChange(
+                    number=change.number,
+                    store_id=change.store_id,
+                    owner=change.owner,
+                    path=change.path,
+                    change=change.change,
+                    state=change.state,
+                    reason=change.reason,
+                    staged_milliseconds=change.since_milliseconds,
+                )
+                for change in self.catalog.pending()
+            ]
+        )
+
+    async def discard_pending(
+        self, caller: Caller, request: control_pb2.DiscardPendingRequest
+    ) -> control_pb2.DiscardPendingReply:
+        dropped: list[int] = []
+        await self.write(lambda: dropped.append(self.catalog.discard(request.numbers)))
+        self.submit.bell.ring()
+        return control_pb2.DiscardPendingReply(discarded=dropped[0])
+
+    # ------------------------------------------------------------ inside
+
+    def _owner(self, owner: str) -> str:
+        return domain_meant(self.catalog, self.own_address, owner) if owner else ""
+
+    def _place(self, request: control_pb2.CommitRequest) -> tuple[DataStore, bytes]:
+        """The DataStore that a request is about, and the path in it; its owner becomes a member domain."""
+        change = request.WhichOneof("change")
+        if change is None:
+            raise Refused("the commit carries no change this version knows", "use the same version on both sides")
+        asked = getattr(request, change)
+        asked.owner = self._owner(asked.owner)
+        path = asked.source if change in ("move_path", "copy_path") else asked.path
+        return self.catalog.datastore_at(path, asked.owner or None)
+
+    def _check_may_write(self, store: DataStore, path: bytes) -> None:
+        """Raises: Refused, before anything is sealed, sent or staged for nothing."""
+        if not self.numbers.may_write(store, path):
+            shown = store.path.decode(errors="replace")
+            raise Refused(
+                f"{self.own_address.domain} may not write to {shown} of {store.owner}",
+                f"its owner gives it: collective datastore grant {shown} write …",
+            )
+
+
+class _NothingDone(CollectiveError):
+    """Every operation of a plan met a tree that had changed."""
+
+
+def path_rows(desk: PathDesk) -> list[Row]:
+    """The dispatch rows of Control about changes by path."""
+    handlers: dict[str, Callable[[Caller, Any], Any]] = {
+        "BeginUpload": desk.begin_upload,
+        "Commit": desk.commit,
+        "AwaitLevel": desk.await_level,
+        "ListVersions": desk.list_versions,
+        "ListPending": desk.list_pending,
+        "DiscardPending": desk.discard_pending,
+    }
+    return admin_rows(handlers)
