@@ -13,7 +13,7 @@ from collective.catalog.facts import Facts, as_bytes, as_int
 from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS, ROOT_INO, Joined, join
 from collective.catalog.permissions import path_covers
-from collective.catalog.tree import ROOT_NUMBER
+from collective.catalog.tree import MAX_DEPTH, ROOT_NUMBER
 from collective.core.errors import NotFound, Refused
 from collective.wire import feed_pb2
 
@@ -177,6 +177,18 @@ class AppliedTree(Facts):
             except NotFound:
                 raise NotFound(f"there is no {path.decode(errors='replace')}") from None
         return node
+
+    def path_of(self, store: DataStore, number: int) -> bytes:
+        """The path in the joined tree of an inode of a DataStore, by one of its names, as far as it can be told."""
+        names: list[bytes] = []
+        ino = store.inode_prefix << NUMBER_BITS | number
+        while len(names) < MAX_DEPTH and (place := self.place_of(ino)) is not None:
+            ino = place[0]
+            names.append(place[1])
+        if ino & ((1 << NUMBER_BITS) - 1) != ROOT_NUMBER:
+            names.append(b"...")
+        shown = self._namespace().shown.get(store.feed_id, store.path)
+        return b"/".join([shown, *reversed(names)])
 
     def content(self, node: Node) -> Inline | VersionReference:
         """Where a file's content is. Raises: NotFound."""

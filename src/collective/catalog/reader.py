@@ -96,9 +96,11 @@ class Reader(AppliedTree):
     def _look_at_staged(self, counter: int) -> None:
         """Settle the rows that went, lay on the ones that came. A look that a change overtakes is looked at again."""
         last = max(self._staged_rows, default=0)
-        left = self._one("SELECT count(*) FROM staged WHERE number <= ?", last)
+        left = self._one("SELECT count(*) FROM staged WHERE number <= ? AND shown", last)
         if left != (len(self._staged_rows),):
-            there = {as_int(number) for (number,) in self._all("SELECT number FROM staged WHERE number <= ?", last)}
+            there = {
+                as_int(number) for (number,) in self._all("SELECT number FROM staged WHERE number <= ? AND shown", last)
+            }
             went = [number for number in self._staged_rows if number not in there]
             self._overlay.settle(went)
             for row in went:
@@ -108,7 +110,8 @@ class Reader(AppliedTree):
         known = self._known_stores(self.counters().joined)
         last = max(self._staged_rows, default=0)
         while rows := self._all(
-            "SELECT number, feed_id, since_ms, operation FROM staged WHERE number > ? ORDER BY number LIMIT ?",
+            "SELECT number, feed_id, since_ms, operation FROM staged WHERE number > ? AND shown ORDER BY number"
+            " LIMIT ?",
             last, ROWS_PER_LOOK,
         ):  # fmt: skip
             for number, feed_id, since, raw in rows:
