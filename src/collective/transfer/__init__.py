@@ -1,26 +1,37 @@
 """Moving entries and chunks between members; each module moves one thing one way.
 
-*sync*: entries from peers, *serve*: entries and tickets to them. *push*: plain bytes into sealed chunks on a node
-(*node_lane*: the way there). *fetch*: sealed chunks from holders into plain bytes. *serve_node*: what a node answers.
-*copies* and *repair*: a version's second home, taken and given. *commands*: what a member's own people ask. Modules are
-imported by name.
+*sync*: entries from peers, *serve*: entries and tickets to them. *push*: plain bytes into sealed chunks on a node, over
+*node_lane*. *fetch*: sealed chunks from holders into plain bytes. *serve_node*: what a node answers. *copies* and
+*repair*: a version's second home, taken and given. *submit*: changes taken in, from mounts (*serve_mounts*), commands
+(*commits*) and other members (*serve_changes*); *forward*: staged changes to their owners; *leases*: who may change a
+directory from memory. *commands*: what a member's own people ask. Modules are imported by name.
 """
 
 __all__ = [
+    "asking",
     "commands",
+    "commits",
     "copies",
     "events",
     "fetch",
+    "forward",
     "holders",
+    "leases",
     "node_lane",
     "nodes",
+    "numbers",
     "peers",
     "placing",
     "push",
     "repair",
     "serve",
-    "serve_events",
+    "serve_changes",
+    "serve_leases",
+    "serve_mounts",
     "serve_node",
+    "submissions",
+    "submit",
     "sync",
     "tickets",
+    "uploads",
 ]

@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from collective.catalog import Catalog, DataStore, Plan
+from collective.catalog import Catalog, DataStore
+from collective.catalog.commands import done_before
+from collective.catalog.planning import Plan
 from collective.core.address import FederatedAddress
 from collective.core.errors import CollectiveError, Conflict, Refused, Unreachable
 from collective.net.rpc import Caller, Row
@@ -71,7 +73,7 @@ class PathDesk:
         actor = str(actor_of(caller, self.own_address))
         store, rest = self._place(request)
         self._check_may_write(store, rest)
-        done = self.catalog.committed_at(request.id)
+        done = done_before(self.catalog, request.id)
         if done is not None:
             return self._reply(request, store, done)
         await self.numbers.fill(store)
@@ -85,8 +87,9 @@ class PathDesk:
         raise AssertionError("the loop ends by return or raise")
 
     async def _plan(self, request: control_pb2.CommitRequest, actor: str) -> Plan:
+        asked = getattr(request, request.WhichOneof("change") or "")
         plans: list[Plan] = []
-        await self.write(lambda: plans.append(self.catalog.plan(request, actor)))
+        await self.write(lambda: plans.append(self.catalog.plan(request.id, asked, actor)))
         return plans[0]
 
     async def _do(self, request: control_pb2.CommitRequest, plan: Plan) -> control_pb2.CommitReply:
@@ -145,9 +148,7 @@ class PathDesk:
     async def list_versions(
         self, caller: Caller, request: control_pb2.ListVersionsRequest
     ) -> control_pb2.ListVersionsReply:
-        return control_pb2.ListVersionsReply(
-            versions=self.catalog.list_versions(request.path, self._owner(request.owner))
-        )
+        return control_pb2.ListVersionsReply(versions=self.catalog.versions(request.path, self._owner(request.owner)))
 
     async def list_pending(
         self, caller: Caller, request: control_pb2.ListPendingRequest
