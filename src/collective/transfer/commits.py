@@ -1,14 +1,16 @@
 """Changes that a member's own people ask for by path, in every DataStore they may write to. Rows of `Control`.
 
-The catalogue plans a request into operations; they are handed in like a mount's. A person waits for the answer, so the
-owner is asked exactly: what no longer fits is an error that says so. Only an owner who is away has the change staged,
-and the reply says that too.
+The catalogue plans a request into operations; they are handed in like a mount's. A person waits for the answer, so
+changes of names are asked exactly: what no longer fits is an error that says so. Files put into another member's
+DataStore are staged at once, many on the way together, and the owner's word is waited for; so is everything while the
+owner is away, and the reply says that. Planning and staging is one step per DataStore: the next plan sees the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from collective.catalog import Catalog, DataStore
@@ -40,6 +42,9 @@ class PathDesk:
     uploads: UploadDesk
     own_address: FederatedAddress
     write: Callable[[Callable[[], None]], Awaitable[None]]
+    gates: dict[bytes, asyncio.Lock] = field(
+        default_factory=dict
+    )  # store id -> held while a change is planned and staged
 
     # ------------------------------------------------------------ contents
 
@@ -77,13 +82,18 @@ class PathDesk:
         if done is not None:
             return self._reply(request, store, done)
         await self.numbers.fill(store)
+        if store.owner != self.own_address.domain and request.HasField("put_file"):
+            return await self._stage(request, store, actor)
         for attempt in range(TRIES):
-            plan = await self._plan(request, actor)
             try:
-                return await self._do(request, plan)
+                return await self._do_exactly(request, await self._plan(request, actor))
             except _NothingDone as missed:
                 if attempt == TRIES - 1:
                     raise Conflict(missed.message, "somebody is changing it right now; try again") from None
+            except Unreachable:
+                if store.owner == self.own_address.domain:
+                    raise
+                return await self._stage(request, store, actor)
         raise AssertionError("the loop ends by return or raise")
 
     async def _plan(self, request: control_pb2.CommitRequest, actor: str) -> Plan:
@@ -92,26 +102,40 @@ class PathDesk:
         await self.write(lambda: plans.append(self.catalog.plan(request.id, asked, actor)))
         return plans[0]
 
-    async def _do(self, request: control_pb2.CommitRequest, plan: Plan) -> control_pb2.CommitReply:
-        """Hand the plan in. Raises: _NothingDone when not one of its operations could be done any more."""
+    async def _do_exactly(self, request: control_pb2.CommitRequest, plan: Plan) -> control_pb2.CommitReply:
+        """Hand the plan in, and be told. Raises: _NothingDone when not one of its operations fits any more."""
         reply = self._reply(request, plan.store, None)
-        exact = True
         done = 0
-        for at in range(0, len(plan.staged), OPERATIONS_PER_SUBMIT):
-            part = plan.staged[at : at + OPERATIONS_PER_SUBMIT]
-            try:
-                answer = await self.submit.submit(plan.store.feed_id, part, exact=exact)
-            except Unreachable:
-                if plan.store.owner == self.own_address.domain:
-                    raise
-                exact = False
-                answer = await self.submit.submit(plan.store.feed_id, part, exact=False)
+        for part in _parts(plan):
+            answer = await self.submit.submit(plan.store.feed_id, part, exact=True)
             done += self._judge(answer.outcomes, done, reply)
             if answer.position.seq:
                 reply.position.CopyFrom(answer.position)
         if not plan.staged and (head := self.catalog.heads().get(plan.store.feed_id)) is not None:
             reply.position.CopyFrom(head)  # all that was asked is there already
         return reply
+
+    async def _stage(self, request: control_pb2.CommitRequest, store: DataStore, actor: str) -> control_pb2.CommitReply:
+        """Keep the change for the owner; its word when it comes soon. What it refuses now is not kept: it is told."""
+        async with self.gates.setdefault(store.feed_id, asyncio.Lock()):
+            plan = await self._plan(request, actor)
+            staged = [await self.submit.stage(store, part) for part in _parts(plan)]
+        outcomes = [outcome for changes in staged for outcome in (await changes.reply()).outcomes]
+        reply = self._reply(request, store, None)
+        try:
+            self._judge(outcomes, 0, reply)
+        except CollectiveError:
+            numbers = [number for changes in staged for number in changes.receipt.numbers]
+            await self._discard(numbers)
+            raise
+        return reply
+
+    async def _discard(self, numbers: Iterable[int]) -> int:
+        """Forget those of these rows that were refused; how many."""
+        dropped: list[int] = []
+        await self.write(lambda: dropped.append(self.catalog.discard(numbers)))
+        self.submit.bell.ring()
+        return dropped[0]
 
     def _judge(
         self, outcomes: Sequence[submit_pb2.OperationOutcome], done_before: int, reply: control_pb2.CommitReply
@@ -172,10 +196,7 @@ class PathDesk:
     async def discard_pending(
         self, caller: Caller, request: control_pb2.DiscardPendingRequest
     ) -> control_pb2.DiscardPendingReply:
-        dropped: list[int] = []
-        await self.write(lambda: dropped.append(self.catalog.discard(request.numbers)))
-        self.submit.bell.ring()
-        return control_pb2.DiscardPendingReply(discarded=dropped[0])
+        return control_pb2.DiscardPendingReply(discarded=await self._discard(request.numbers))
 
     # ------------------------------------------------------------ inside
 
@@ -200,6 +221,12 @@ class PathDesk:
                 f"{self.own_address.domain} may not write to {shown} of {store.owner}",
                 f"its owner gives it: collective datastore grant {shown} write …",
             )
+
+
+def _parts(plan: Plan) -> Iterator[list[submit_pb2.StagedOperation]]:
+    """The plan in portions of one call."""
+    for at in range(0, len(plan.staged), OPERATIONS_PER_SUBMIT):
+        yield plan.staged[at : at + OPERATIONS_PER_SUBMIT]
 
 
 class _NothingDone(CollectiveError):

@@ -27,7 +27,7 @@ from collective.transfer.events import ChangeBell
 from collective.transfer.submissions import refusal
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["Forwarder"]
+__all__ = ["Forwarder", "Receipt"]
 
 Staged = submit_pb2.StagedOperation
 Outcome = submit_pb2.OperationOutcome
@@ -48,6 +48,34 @@ class _Queue:
     answered: bool = True  # the owner did, last time it was asked
     task: asyncio.Task[None] | None = None
     waiters: dict[bytes, asyncio.Future[Outcome]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Operations that are staged; `outcomes` is to be called once, or `forget`."""
+
+    forwarder: Forwarder
+    store: DataStore
+    queue: _Queue
+    ids: list[bytes]
+    futures: dict[bytes, asyncio.Future[Outcome]]
+    numbers: list[int] = field(default_factory=list)  # of the rows
+
+    async def outcomes(self) -> list[Outcome]:
+        """In order: the owner's word when it comes soon, else STAGED."""
+        try:
+            if self.futures and self.queue.answered and self.forwarder.reachable(self.store.owner):
+                await asyncio.wait(self.futures.values(), timeout=ANSWER_SECONDS)
+            return [_outcome(self.futures[id_], self.store) for id_ in self.ids]
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Nobody waits any more."""
+        for id_, future in self.futures.items():
+            future.cancel()
+            if self.queue.waiters.get(id_) is future:
+                del self.queue.waiters[id_]
 
 
 @dataclass
@@ -87,26 +115,22 @@ class Forwarder:
 
     # ------------------------------------------------------------ handing in
 
-    async def stage(
-        self, store: DataStore, operations: Sequence[Staged]
-    ) -> tuple[list[Outcome], feed_pb2.Position | None]:
-        """Durable and visible here when this returns; the owner's word when it comes soon, else STAGED."""
+    async def stage(self, store: DataStore, operations: Sequence[Staged]) -> Receipt:
+        """Durable and visible here when this returns; the receipt waits for the owner's word."""
         queue = self._queue(store.feed_id)
         loop = asyncio.get_running_loop()
         futures = {staged.operation.id.random: loop.create_future() for staged in operations}
+        queue.waiters.update(futures)
+        receipt = Receipt(self, store, queue, [staged.operation.id.random for staged in operations], futures)
         try:
-            queue.waiters.update(futures)
-            for staged, number in zip(operations, await self._stage(store, operations), strict=True):
+            receipt.numbers.extend(await self._stage(store, operations))
+            for staged, number in zip(operations, receipt.numbers, strict=True):
                 if not number:  # its entry is here already
                     futures[staged.operation.id.random].set_result(Outcome(outcome=submit_pb2.APPLIED))
-            if futures and queue.answered and self.reachable(store.owner):
-                await asyncio.wait(futures.values(), timeout=ANSWER_SECONDS)
-            return [_outcome(futures[staged.operation.id.random], store) for staged in operations], None
-        finally:
-            for id_, future in futures.items():
-                future.cancel()
-                if queue.waiters.get(id_) is future:
-                    del queue.waiters[id_]
+        except BaseException:
+            receipt.forget()
+            raise
+        return receipt
 
     async def send_exact(
         self, store: DataStore, operations: Sequence[Staged]
@@ -119,6 +143,7 @@ class Forwarder:
         except TimeoutError:
             raise self._away(store) from None
         try:
+            await self._keep_pages(operations)
             reply = await self._send(store, operations, exact=True)
         finally:
             queue.gate.release()
@@ -142,6 +167,15 @@ class Forwarder:
                 return
             queue.gate.release()
             await self.bell.wait_past(self.catalog.change_counter(), LOOK_SECONDS)
+
+    async def _keep_pages(self, operations: Sequence[Staged]) -> None:
+        """The entry will say that the writer holds the version; its pages belong to that."""
+        pages: dict[bytes, bytes] = {}
+        for staged in operations:
+            names = [*staged.layout.pages, *staged.layout.key_pages]
+            pages.update(zip(names, [*staged.pages, *staged.key_pages], strict=True))
+        if pages:
+            await self.write(lambda: self.catalog.put_pages(pages))
 
     async def _stage(self, store: DataStore, operations: Sequence[Staged]) -> list[int]:
         numbers: list[int] = []

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from collective.catalog import Catalog
+from collective.catalog import Catalog, DataStore
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Refused
 from collective.core.observe import Observer
 from collective.transfer.events import ChangeBell
-from collective.transfer.forward import Forwarder
+from collective.transfer.forward import Forwarder, Receipt
 from collective.transfer.placing import ChooseMembers
 from collective.transfer.serve_leases import LeaseDesk
 from collective.transfer.submissions import (
@@ -32,10 +33,11 @@ from collective.transfer.submissions import (
 )
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["SubmitDesk"]
+__all__ = ["StagedChanges", "SubmitDesk"]
 
 Staged = submit_pb2.StagedOperation
-Outcomes = list[submit_pb2.OperationOutcome]
+Outcome = submit_pb2.OperationOutcome
+Outcomes = list[Outcome]
 OPERATIONS_PER_COMMIT = 512  # of batches that waited together; more would make the first wait for the last
 
 
@@ -47,6 +49,18 @@ class _Batch:
     actor_domain: str
     exact: bool
     done: asyncio.Future[tuple[Outcomes, feed_pb2.Position | None]]
+
+
+@dataclass(frozen=True)
+class StagedChanges:
+    """Changes that are staged: whoever likes waits for the owner's word."""
+
+    malformed: dict[int, Outcome]
+    receipt: Receipt
+
+    async def reply(self) -> submit_pb2.SubmitReply:
+        """An outcome each: the owner's when it comes within 3 s, else STAGED. To be called once."""
+        return _reply(self.malformed, await self.receipt.outcomes(), None)
 
 
 @dataclass
@@ -73,18 +87,34 @@ class SubmitDesk:
         Raises: NotFound (no such DataStore), Refused (too many), Unreachable (exact: owner or a lease's holder away).
         """
         store = self.catalog.store(store_id)
-        sound, outcomes = self._sort_out(operations, self.own_domain)
-        async with self.leases.changing(session, touched_directories(store_id, sound), exact=exact):
-            if session is not None:
-                for parent, directory in made_directories(store_id, sound):
-                    self.leases.created(session, parent, directory)
+        if store.owner != self.own_domain and not exact:
+            return await (await self.stage(store, operations, session=session)).reply()
+        sound, malformed = self._sort_out(operations, self.own_domain)
+        async with self._changing(session, store_id, sound, exact=exact):
             if store.owner == self.own_domain:
                 made, position = await self._commit(store_id, sound, self.own_domain, exact=exact)
-            elif exact:
-                made, position = await self.forwarder.send_exact(store, sound)
             else:
-                made, position = await self.forwarder.stage(store, sound)
-        return _reply(outcomes, made, position)
+                made, position = await self.forwarder.send_exact(store, sound)
+        return _reply(malformed, made, position)
+
+    async def stage(
+        self, store: DataStore, operations: Sequence[Staged], *, session: int | None = None
+    ) -> StagedChanges:
+        """Keep changes for another owner: durable and visible here when this returns. Raises: Refused, Full."""
+        sound, malformed = self._sort_out(operations, self.own_domain)
+        async with self._changing(session, store.feed_id, sound, exact=False):
+            return StagedChanges(malformed, await self.forwarder.stage(store, sound))
+
+    @asynccontextmanager
+    async def _changing(
+        self, session: int | None, store_id: bytes, operations: Sequence[Staged], *, exact: bool
+    ) -> AsyncIterator[None]:
+        """No other session changes from memory what these operations touch."""
+        async with self.leases.changing(session, touched_directories(store_id, operations), exact=exact):
+            if session is not None:
+                for parent, directory in made_directories(store_id, operations):
+                    self.leases.created(session, parent, directory)
+            yield
 
     async def receive(self, member: str, request: submit_pb2.SubmitRequest) -> submit_pb2.SubmitReply:
         """What another member changes in a DataStore of ours. Rights are judged where it is committed.
@@ -94,11 +124,10 @@ class SubmitDesk:
         store = self.catalog.store(request.store_id)
         if store.owner != self.own_domain:
             raise Refused(f"{self.own_domain} does not own this DataStore", f"send it to {store.owner}")
-        sound, outcomes = self._sort_out(request.operations, member)
-        touched = touched_directories(store.feed_id, sound)
-        async with self.leases.changing(None, touched, exact=request.exact):
+        sound, malformed = self._sort_out(request.operations, member)
+        async with self._changing(None, store.feed_id, sound, exact=request.exact):
             made, position = await self._commit(store.feed_id, sound, member, exact=request.exact)
-        return _reply(outcomes, made, position)
+        return _reply(malformed, made, position)
 
     def _sort_out(self, operations: Sequence[Staged], writer: str) -> tuple[list[Staged], dict[int, Outcome]]:
         """The operations that are whole, and by index the outcome of those that are not."""
@@ -212,9 +241,6 @@ class SubmitDesk:
         """Commit what was taken in, then end."""
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-
-Outcome = submit_pb2.OperationOutcome
 
 
 def _take_group(waiting: deque[_Batch]) -> list[_Batch]:
