@@ -10,7 +10,7 @@ import pytest
 from support.catalogs import TestFederation
 
 from collective.catalog import Catalog, DataStore
-from collective.catalog.conflicts import conflict_name
+from collective.catalog.naming import conflict_name
 from collective.catalog.numbers import BLOCK_COUNT
 from collective.catalog.obstacles import token_of
 from collective.core.errors import Full, Refused

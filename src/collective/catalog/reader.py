@@ -12,8 +12,9 @@ from pathlib import Path
 
 from collective.catalog.applied import AppliedTree
 from collective.catalog.facts import as_bytes, as_int
-from collective.catalog.models import Inline, Node, VersionReference
+from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS
+from collective.catalog.naming import conflict_name
 from collective.catalog.overlay import Base, Overlay
 from collective.core.errors import NotFound
 from collective.wire import feed_pb2, submit_pb2
@@ -120,10 +121,19 @@ class Reader(AppliedTree):
                 self._staged_rows[last] = NOT_SHOWN
                 if store is not None and store.readable:
                     operation = submit_pb2.StagedOperation.FromString(as_bytes(raw)).operation
-                    self._overlay.apply(last, store, operation, as_int(since) * 1_000_000)
+                    self._lay_on(last, store, operation, as_int(since) * 1_000_000)
                     self._staged_rows[last] = store.inode_prefix
         self._staged_prefixes = frozenset(self._staged_rows.values()) - {NOT_SHOWN}
         self._staged_seen = counter
+
+    def _lay_on(self, number: int, store: DataStore, operation: feed_pb2.TreeOperation, time_ns: int) -> None:
+        """What cannot stand under its name shows under the one the owner will give it; what makes no sense, not."""
+        if self._overlay.apply(number, store, operation, time_ns) and operation.HasField("create"):
+            id_ = operation.id
+            operation.create.name = conflict_name(
+                operation.create.name, id_.writer, operation.time_nanoseconds or time_ns, id_.random
+            )
+            self._overlay.apply(number, store, operation, time_ns)
 
     def _forget_staged(self) -> None:
         """Build the overlay anew at the next look: a row was discarded, or what was seen was rolled back."""
