@@ -125,7 +125,7 @@ class StoreState:
         ino = self._ino(number)
         override = self._overlay._nodes.get(ino)
         if override is not None:
-            return override.node
+            return override.node or self._overlay.standing_again(ino)
         try:
             return self._overlay._base.get(ino)
         except NotFound:
@@ -171,6 +171,8 @@ class StoreState:
         override = self._overlay._nodes.get(ino)
         if override is None:
             override = self._overlay._nodes[ino] = NodeOverride(ino=ino, node=self._node(number))
+        elif override.node is None:
+            override.node = self._overlay.standing_again(ino)
         self._touch(override)
         return override
 
