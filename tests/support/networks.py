@@ -86,8 +86,8 @@ class Network:
     def cut_one_way(self, sender: str, receiver: str) -> None:
         """Drop what `sender` sends to `receiver`; answers of the receiver still pass."""
         rules = (
-            "table inet cut { chain in { type filter hook input priority 0; } }\n"
-            f"add rule inet cut in ip saddr {self.hosts[sender].address} drop\n"
+            "table ip cut {\nchain in {\ntype filter hook input priority 0\n}\n}\n"
+            f"add rule ip cut in ip saddr {self.hosts[sender].address} drop\n"
         )
         _run(*self.hosts[receiver].prefix, "nft", "-f", "-", text=rules)
 
