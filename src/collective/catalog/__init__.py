@@ -5,8 +5,8 @@ member's card, DataStores, grants, wrapped keys, holding statements. *Store feed
 its tree. *Position*: an entry's name. *Head*: the newest entry's. *Wrap*: a DataStore key sealed to a member's card.
 *Holding*: a member's word that what was placed on it is there. *Operation*: one change of a tree. *Expectation*: what
 its writer saw. *Staged*: kept here until its owner's entry came back. *Overlay*: a tree with changes on top that its
-database does not show yet. *Conflict*: a change that was kept beside, under a name that tells. *Plan*: a command by path
-as operations.
+database does not show yet. *Conflict*: a change that was kept beside, under a name that tells. *Plan*: a command by
+path as operations.
 """
 
 from collective.catalog.catalog import Catalog

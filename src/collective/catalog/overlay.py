@@ -193,19 +193,25 @@ class Overlay:
         while len(found) < limit:
             page = [] if ino in self._fresh else self._base.list(ino, after, limit)
             last = page[-1][0] if len(page) >= limit else None
-            found += self._merged(page, names, after, last)
+            found += self._merged(page, names, after, last, limit)
             if last is None:
                 break
             after = last
         return found[:limit]
 
     def _merged(
-        self, page: Sequence[tuple[bytes, Node]], names: Names | None, after: bytes, last: bytes | None
+        self, page: Sequence[tuple[bytes, Node]], names: Names | None, after: bytes, last: bytes | None, limit: int
     ) -> builtins.list[tuple[bytes, Node]]:
+        """What a page of the base shows with the names above `after` and up to `last` that were changed here.
+
+        Of those that were given here the first `limit`: no more can come into the page.
+        """
         overridden = names.by_name if names is not None else {}
         merged = [(name, self._shown(node)) for name, node in page if name not in overridden]
         added = 0
         for name in names.between(after, last) if names is not None else ():
+            if added == limit:
+                break
             child = overridden[name].child
             if not child:
                 continue

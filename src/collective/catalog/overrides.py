@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -91,13 +92,14 @@ class Names:
         if self.order is not None:
             del self.order[bisect.bisect_left(self.order, name)]
 
-    def between(self, after: bytes, last: bytes | None) -> list[bytes]:
+    def between(self, after: bytes, last: bytes | None) -> Iterator[bytes]:
         """Names above `after`, up to `last`, in order."""
         if self.order is None:
             self.order = sorted(self.by_name)
         start = bisect.bisect_right(self.order, after)
         end = len(self.order) if last is None else bisect.bisect_right(self.order, last)
-        return self.order[start:end]
+        order = self.order
+        return (order[index] for index in range(start, end))
 
 
 class StoreState:
