@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,3 +253,57 @@ def test_provisional_contents_leave_no_version(away: Away) -> None:
         operations.append(feed_pb2.TreeOperation(id=operation_id(), set_content=change))
     alice.append_store(away.store.feed_id, operations=operations)
     assert [version.size_bytes for version in alice.versions(b"/media/growing")] == [4, 3]
+
+
+def test_what_was_rolled_back_was_never_seen(away: Away) -> None:
+    """A change that fails leaves nothing in what is remembered between looks: DataStores, names, staged work."""
+    before = tree_of(away.bob)
+    stores = away.bob.datastores()
+
+    def fail() -> None:
+        with away.bob.change():
+            away.bob.create_datastore(b"/never", 0, 0, {})
+            away.put(b"/media/never", b"x")
+            assert b"/never" in tree_of(away.bob)
+            assert away.bob.find(b"/media/never") is not None
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert away.bob.datastores() == stores
+    assert tree_of(away.bob) == before
+    away.put(b"/media/after", b"y")
+    assert away.read(b"/media/after") == b"y"
+    assert away.bob.find(b"/media/never") is None
+
+
+def test_readers_see_whole_changes_while_others_write(away: Away) -> None:
+    """Threads that list while changes are staged and applied see each file with its content, never an error."""
+    stop = threading.Event()
+
+    def look() -> int:
+        looks = 0
+        while not stop.is_set() or not looks:
+            for name, node in away.bob.list(away.bob.resolve(b"/media/all").ino):
+                content = away.bob.content(node)
+                assert isinstance(content, Inline)
+                assert content.data == name
+            looks += 1
+        return looks
+
+    away.put(b"/media/all/first", b"first")
+    with ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(look) for _ in range(2)]
+        try:
+            for number in range(40):
+                away.put(b"/media/all/%d" % number, b"%d" % number)
+                if number % 8 == 7:
+                    away.deliver(limit=5)
+                    away.federation.sync()
+        finally:
+            stop.set()
+        assert all(looked.result(timeout=60) for looked in looking)
+    while away.bob.staged_batch(away.store.feed_id):
+        away.deliver()
+    away.federation.sync()
+    assert tree_of(away.bob) == tree_of(away.alice)
