@@ -11,6 +11,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.catalogs import TestFederation, operation_id, put, rebuild, state_of, tree_of
+from support.operations import check_tree, likely_operation, random_operation
 
 from collective.catalog import Catalog, DataStore, Inline, Node, Reader
 from collective.catalog.obstacles import token_of
@@ -194,6 +195,52 @@ def test_committing_again_changes_nothing(seed: int) -> None:
             outcomes = commit(part)
             assert all(outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT) for outcome in outcomes)
         assert state_of(alice) == before
+        federation.close()
+
+
+@SLOW
+@given(seed=st.integers(0, 2**32), exact=st.booleans())
+def test_whatever_a_member_sends_is_answered(seed: int, exact: bool) -> None:
+    """Nonsense and malice from one who may write: each change is answered, the tree stays whole, and what was answered
+    with yes is what the entry did."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        federation = TestFederation(Path(folder))
+        alice, bob = federation.add("alice"), federation.add("bob")
+        store = alice.create_datastore(b"/media", 0, 0, {})
+        alice.grant(b"/media", [feed_pb2.READ, feed_pb2.WRITE, feed_pb2.DELETE], "bob@media.collective")
+        first = alice.lease_numbers(store.feed_id, bob.own_domain, 1).start
+        with alice.change() as connection:  # as if the first block, which generated changes draw from, were bob's
+            connection.execute("UPDATE number_leases SET domain = ? WHERE first < ?", (bob.own_domain, first))
+        absorbed = 0
+        for _ in range(5):
+            changes = []
+            for _ in range(rng.randint(1, 20)):
+                operation = random_operation(rng) if rng.random() < 0.3 else likely_operation(rng, 5)
+                operation.id.writer = bob.own_domain
+                if rng.random() < 0.3:
+                    operation.expectations.add().content.CopyFrom(
+                        feed_pb2.ExpectedContent(inode=rng.randrange(12), inline_hash=rng.choice([b"", b"h" * 32]))
+                    )
+                if rng.random() < 0.3:
+                    operation.expectations.add().link.CopyFrom(
+                        feed_pb2.ExpectedLink(parent=rng.randrange(4), name=rng.choice(NAMES), inode=rng.randrange(6))
+                    )
+                changes.append(submit_pb2.StagedOperation(operation=operation))
+            outcomes, _ = alice.commit_operations(
+                store.feed_id, changes, actor_domain=bob.own_domain, now=1e9, exact=exact
+            )
+            for outcome in outcomes:
+                assert bool(outcome.errno) == (outcome.outcome in (submit_pb2.REFUSED, submit_pb2.MISSED))
+                assert not exact or outcome.outcome != submit_pb2.CONFLICT
+                absorbed += outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT)
+            check_tree(alice)
+        assert state_of(alice)["refused"] == []
+        rows = alice._one(
+            "SELECT count(*) FROM operations o JOIN feeds f ON f.id = o.feed WHERE f.feed_id = ? AND o.writer = ?",
+            store.feed_id, bob.own_domain,
+        )  # fmt: skip
+        assert rows == (absorbed,)
         federation.close()
 
 
