@@ -171,7 +171,7 @@ def grant(
         granted_by=granted_by,
     )
     ledger.append_member([feed_pb2.MemberOperation(id=operation_id(ledger), grant=made)])
-    return made
+    return next(grant for grant in ledger.grants(covered[0].feed_id) if grant.id == made.id)
 
 
 def _sealed_folder(ledger: Ledger, path: bytes, rights: list[int]) -> tuple[DataStore, bytes]:

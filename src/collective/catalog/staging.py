@@ -18,10 +18,11 @@ from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.numbers import leased_to
-from collective.catalog.obstacles import View, find_obstacle
+from collective.catalog.obstacles import View, find_obstacle, numbers_of
 from collective.catalog.overlay import Overlay
 from collective.catalog.placements import put_pages
 from collective.catalog.rights import WritersRights
+from collective.catalog.tree import MAX_NUMBER
 from collective.core.errors import NotFound, Refused
 from collective.core.layout import MAX_CHUNK_SIZE_BYTES, VersionLayout, sealed_size
 from collective.core.sizes import KIB
@@ -147,6 +148,8 @@ class _Batch:
         id_ = staged.operation.id
         if id_.writer != self._domain or len(id_.random) != ID_BYTES:
             return _refused("a change carries the id of another writer", errno.EACCES)
+        if any(number >= MAX_NUMBER for number in numbers_of(staged.operation)):
+            return _refused("a number that no inode can have", errno.EINVAL)
         if id_.random in self._here:
             return Outcome(outcome=submit_pb2.APPLIED)
         position = committed_at(self._ledger, id_)

@@ -25,8 +25,7 @@ def list_versions(ledger: Ledger, path: bytes, owner: str) -> list[control_pb2.F
     store, names = _split(ledger, path, owner)
     node = ledger.find(path, owner or None)
     found = _of_current(ledger, store, node) if node is not None and stat.S_ISREG(node.mode) else []
-    place = _place(ledger, store, names)
-    for inode in _inodes_at(ledger, store, place, node):
+    for inode in _inodes_at(ledger, store, names, node):
         rows = ledger._all(
             "SELECT change, size_bytes, mtime_ns, replaced_ns, actor, removed FROM history"
             " WHERE store = ? AND inode = ?",
@@ -60,31 +59,19 @@ def _of_current(ledger: Ledger, store: DataStore, node: Node) -> list[control_pb
     return [current]  # without a name while it is only staged here
 
 
-def _place(ledger: Ledger, store: DataStore, names: list[bytes]) -> tuple[int, bytes] | None:
-    """(folder, name) of a path; a folder that is gone is the one that went last."""
-    number = ROOT_NUMBER
-    for name in names[:-1]:
-        row = ledger._one(
-            "SELECT inode FROM links WHERE store = ? AND parent = ? AND name = ?", store.store_number, number, name
-        ) or ledger._one(
-            "SELECT inode FROM gone WHERE store = ? AND parent = ? AND name = ? ORDER BY change DESC LIMIT 1",
-            store.store_number, number, name,
-        )  # fmt: skip
-        if row is None:
-            return None
-        number = as_int(row[0])
-    return (number, names[-1]) if names else None
-
-
-def _inodes_at(ledger: Ledger, store: DataStore, place: tuple[int, bytes] | None, node: Node | None) -> list[int]:
-    """The file that stands there and those that stood there to their end."""
-    found = {node.number} if node is not None else set()
-    if place is not None:
-        rows = ledger._all(
-            "SELECT inode FROM gone WHERE store = ? AND parent = ? AND name = ?", store.store_number, *place
-        )
-        found |= {as_int(inode) for (inode,) in rows}
-    return sorted(found)
+def _inodes_at(ledger: Ledger, store: DataStore, names: list[bytes], node: Node | None) -> list[int]:
+    """The file that stands at a path and those that stood there to their end, in folders that are gone too."""
+    found = {ROOT_NUMBER}
+    for name in names:
+        inside: set[int] = set()
+        for folder in found:
+            for query in (
+                "SELECT inode FROM links WHERE store = ? AND parent = ? AND name = ?",
+                "SELECT inode FROM gone WHERE store = ? AND parent = ? AND name = ?",
+            ):
+                inside |= {as_int(inode) for (inode,) in ledger._all(query, store.store_number, folder, name)}
+        found = inside
+    return sorted(found | ({node.number} if node is not None else set()))
 
 
 def plan_restore(
@@ -128,7 +115,7 @@ def _content(
             f"{shown_path(request.path)} has no such earlier version",
             f"see them: collective versions {shown_path(request.path)}",
         )
-    inodes = _inodes_at(ledger, store, _place(ledger, store, names), ledger.find(request.path, request.owner or None))
+    inodes = _inodes_at(ledger, store, names, ledger.find(request.path, request.owner or None))
     marks = ", ".join("?" * len(inodes))
     row = ledger._one(
         f"SELECT content, mtime_ns FROM history WHERE store = ? AND change = ? AND inode IN ({marks})",
