@@ -1,0 +1,194 @@
+"""What this mount shows: the home's names, with what was changed here and is still under way laid on top.
+
+    kernel's question -> TreeView -> sizes and times of files being written (dirty)
+                                  -> Overlay: journalled changes the database does not show yet
+                                  -> LeasedNames: what a lease makes certain without asking
+                                  -> Names: the home's database
+
+The layers answer in this order, and each forgets what the one below it shows by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from collective.catalog.models import DataStore, Inline, Node, VersionReference
+from collective.catalog.namespace import NUMBER_BITS
+from collective.catalog.overlay import Overlay
+from collective.core.errors import NotFound, Refused
+from collective.mount.lease import Leases
+
+__all__ = ["DirtySize", "LeasedNames", "TreeView", "WritableNames"]
+
+MAXIMUM_DEPTH = 1024  # no path is deeper (catalog/tree)
+
+
+class WritableNames(Protocol):
+    """What a mount that writes asks of the catalogue's reader beyond `Names`."""
+
+    def root(self) -> Node: ...
+    def get(self, ino: int) -> Node: ...
+    def lookup(self, parent_ino: int, name: bytes) -> Node: ...
+    def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, Node]]: ...
+    def content(self, node: Node) -> Inline | VersionReference: ...
+    def xattrs(self, ino: int) -> Mapping[bytes, bytes]: ...
+    def parent_of(self, ino: int) -> int | None: ...
+    def change_counter(self) -> int: ...
+    def datastores(self) -> Sequence[DataStore]: ...
+    def folders_with_datastores(self) -> Sequence[int]:
+        """Real folders (not those that only lead somewhere) in which a DataStore, or a folder leading to one, stands."""
+        ...
+
+
+class DirtySize(Protocol):
+    """A file whose content is being changed here."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+
+
+class LeasedNames:
+    """The names, and nobody asked where a lease makes it certain that a name is not there."""
+
+    def __init__(self, names: WritableNames, leases: Leases) -> None:
+        self._names = names
+        self._leases = leases
+        self._store_ids: dict[int, bytes] = {}  # by inode prefix
+        self.get = names.get
+        self.list = names.list
+        self.content = names.content
+        self.xattrs = names.xattrs
+        self.parent_of = names.parent_of
+
+    def refresh(self, stores: Sequence[DataStore]) -> None:
+        """The DataStores there are now."""
+        found = {store.inode_prefix: store.feed_id for store in stores}
+        if found != self._store_ids:
+            self._store_ids = found
+            self._leases.book.doubt_names()  # a new DataStore may stand in a folder whose names were known
+
+    def lookup(self, parent_ino: int, name: bytes) -> Node:
+        """Raises: NotFound, Refused."""
+        store_id = self._store_ids.get(parent_ino >> NUMBER_BITS)
+        if store_id is None:
+            return self._names.lookup(parent_ino, name)
+        key = (store_id, parent_ino & ((1 << NUMBER_BITS) - 1))
+        if self._leases.knows_absent(key, name):
+            raise NotFound("there is no such name")
+        held = self._leases.holds((key,))  # before the database is asked: a lease that came later proves nothing
+        try:
+            return self._names.lookup(parent_ino, name)
+        except NotFound:
+            if held:
+                self._leases.book.found_absent(key, name)
+            raise
+
+
+class TreeView:
+    """The merged tree. Raises, each: NotFound, Refused, as the names do."""
+
+    def __init__(
+        self,
+        names: WritableNames,
+        leased: LeasedNames,
+        overlay: Overlay,
+        dirty: Mapping[int, DirtySize],
+        is_open: Callable[[int], bool],
+        may_write: Callable[[DataStore], bool],
+    ) -> None:
+        self._names = names
+        self._leased = leased
+        self._overlay = overlay
+        self._dirty = dirty
+        self._is_open = is_open
+        self._may_write = may_write
+        self._stores: dict[bytes, DataStore] = {}
+        self.content = overlay.content
+        self.xattrs = overlay.xattrs
+        self.refresh()
+
+    def refresh(self) -> None:
+        """After the database changed: the DataStores may be others."""
+        stores = self._names.datastores()
+        self._stores = {store.feed_id: store for store in stores}
+        self._leased.refresh(stores)
+
+    # ------------------------------------------------------------------ names
+
+    def root(self) -> Node:
+        return self._names.root()
+
+    def get(self, ino: int) -> Node:
+        return self._live(self._overlay.get(ino))
+
+    def lookup(self, parent_ino: int, name: bytes) -> Node:
+        return self._live(self._overlay.lookup(parent_ino, name))
+
+    def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, Node]]:
+        entries = self._overlay.list(ino, after, limit)
+        if not self._dirty:
+            return entries
+        return [(name, self._live(node)) for name, node in entries]
+
+    def change_counter(self) -> int:
+        return self._names.change_counter()
+
+    def _live(self, node: Node) -> Node:
+        """With the size and time of a content that is being changed here."""
+        dirty = self._dirty.get(node.ino)
+        if dirty is None:
+            return node
+        time_ns = dirty.mtime_ns
+        return replace(
+            node, size_bytes=dirty.size_bytes, mtime_ns=time_ns, ctime_ns=max(node.ctime_ns, time_ns)
+        )
+
+    # ------------------------------------------------------------------ what may be changed
+
+    def store(self, store_id: bytes) -> DataStore:
+        """Raises: NotFound."""
+        store = self._stores.get(store_id)
+        if store is None:
+            self.refresh()
+            store = self._stores.get(store_id)
+        if store is None:
+            raise NotFound("there is no such DataStore any more")
+        return store
+
+    def writable_store(self, node: Node) -> DataStore:
+        """The DataStore a node lies in. Raises: PermissionError (EPERM: a folder that only leads to DataStores),
+        Refused (no WRITE, or its key is not here)."""
+        if node.store_id is None:
+            raise PermissionError(1, "this folder only leads to DataStores")
+        store = self.store(node.store_id)
+        if not store.readable or not self._may_write(store):
+            raise Refused(f"{store.owner} has not given WRITE here")
+        return store
+
+    def keep_if_open(self, node: Node) -> None:
+        """A file about to lose its last name stays for those who have it open."""
+        if node.link_count == 1 and self._is_open(node.ino):
+            self._overlay.keep(node.ino)
+
+    def forget(self, ino: int) -> None:
+        """Nobody has it open any more."""
+        self._overlay.drop(ino)
+
+    def is_below(self, ino: int, ancestor: int) -> bool:
+        """Whether a directory is `ancestor` or lies below it."""
+        current: int | None = ino
+        for _ in range(MAXIMUM_DEPTH):
+            if current == ancestor:
+                return True
+            if current is None:
+                return False
+            current = self._overlay.parent_of(current)
+        return True  # too deep to say: refused
+
+    def encloses_datastore(self, ino: int) -> bool:
+        """Whether a DataStore stands somewhere below a directory."""
+        return any(self.is_below(folder, ino) for folder in self._names.folders_with_datastores())
