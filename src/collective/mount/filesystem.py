@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from collective.mount.changes import ToldNames
 from collective.mount.contents import content_key
 from collective.mount.handles import DirectoryHandle, FileHandle, HandleTable, LastOpened
-from collective.mount.names import InlineContent, Names, Node, is_directory
+from collective.mount.names import InlineContent, Names, Node, Space, is_directory
 from collective.mount.reading import ContentReader
 
 __all__ = ["KERNEL_ROOT_INO", "FileSystem", "OpenedFile", "Space"]
@@ -28,14 +28,6 @@ __all__ = ["KERNEL_ROOT_INO", "FileSystem", "OpenedFile", "Space"]
 KERNEL_ROOT_INO = 1
 LISTING_BATCH = 1000
 MAXIMUM_NAME_BYTES = 255
-
-
-@dataclass(frozen=True)
-class Space:
-    """What `df` shows: bytes."""
-
-    total_bytes: int = 0
-    free_bytes: int = 0
 
 
 @dataclass(frozen=True)

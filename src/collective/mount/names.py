@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from collective.core.layout import VersionLayout
 
-__all__ = ["ContentReference", "InlineContent", "Names", "Node", "OpenSource", "Source", "is_directory"]
+__all__ = ["ContentReference", "InlineContent", "Names", "Node", "OpenSource", "Source", "Space", "is_directory"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What `df` shows: bytes."""
+
+    total_bytes: int = 0
+    free_bytes: int = 0
 
 
 class Node(Protocol):
