@@ -48,10 +48,11 @@ class LeaseSource(Protocol):
 
 
 class _Held:
-    __slots__ = ("absent", "names", "session")
+    __slots__ = ("absent", "certain_since", "names", "session")
 
-    def __init__(self, session: int, names: set[bytes] | None = None) -> None:
+    def __init__(self, session: int, now: float, names: set[bytes] | None = None) -> None:
         self.session = session
+        self.certain_since = now  # what the catalogue said from then on is still true
         self.names = names  # all of them, where this mount made the directory
         self.absent: set[bytes] = set()
 
@@ -82,20 +83,20 @@ class LeaseBook:
         """A request is on its way."""
         self._asked.add(key)
 
-    def answer(self, key: DirectoryKey, session: int, *, granted: bool) -> bool:
+    def answer(self, key: DirectoryKey, session: int, now: float, *, granted: bool) -> bool:
         """The answer came. Whether the lease is held now: not if it was recalled, or its session ended, meanwhile."""
         self._asked.discard(key)
         recalled = key in self._recalled
         self._recalled.discard(key)
         if granted and not recalled and session == self.session:
-            self._held.setdefault(key, _Held(session))
+            self._held.setdefault(key, _Held(session, now))
             return True
         return False
 
     def made(self, key: DirectoryKey, now: float, parent: DirectoryKey) -> None:
         """This mount made the directory under a lease of its parent: it has the new one's lease, which is empty."""
         if self.holds(parent, now):
-            self._held[key] = _Held(self.session, set())
+            self._held[key] = _Held(self.session, now, set())
 
     def give_up(self, key: DirectoryKey) -> None:
         """Recalled: not held from this moment on. May be repeated."""
@@ -118,9 +119,15 @@ class LeaseBook:
         if held is not None and held.names is None and len(held.absent) < MAXIMUM_KNOWN_NAMES:
             held.absent.add(name)
 
-    def doubt_names(self) -> None:
+    def certain_since(self, key: DirectoryKey, told_at: float, now: float) -> bool:
+        """Whether nobody else can have changed the directory since `told_at`."""
+        held = self._held.get(key)
+        return held is not None and held.certain_since <= told_at and self.holds(key, now)
+
+    def doubt_names(self, now: float) -> None:
         """Something happened that no lease covers; the catalogue is asked again. The leases stay."""
         for held in self._held.values():
+            held.certain_since = now
             held.names = None
             held.absent.clear()
 
@@ -173,6 +180,15 @@ class Leases:
         self.book.renew(self._source.session, self._source.leases_valid_until())
         return self.book.knows_absent(key, name, self._now())
 
+    def certain_since(self, key: DirectoryKey, told_at: float) -> bool:
+        """As the book's, at this moment."""
+        self.book.renew(self._source.session, self._source.leases_valid_until())
+        return self.book.certain_since(key, told_at, self._now())
+
+    def doubt_names(self) -> None:
+        """As the book's, at this moment."""
+        self.book.doubt_names(self._now())
+
     def made(self, key: DirectoryKey, parent: DirectoryKey) -> None:
         """This mount just made a directory."""
         self.book.made(key, self._now(), parent)
@@ -205,7 +221,7 @@ class Leases:
             granted = await self._source.lease_directory(*key) is not None
         finally:
             self.book.renew(self._source.session, self._source.leases_valid_until())
-            held = self.book.answer(key, session, granted=granted)
+            held = self.book.answer(key, session, self._now(), granted=granted)
             del self._asking[key]
             asking.set_result(None)
         return held

@@ -18,7 +18,7 @@ from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS
 from collective.catalog.overlay import Overlay
 from collective.core.errors import NotFound, Refused
-from collective.mount.lease import Leases
+from collective.mount.lease import DirectoryKey, Leases
 
 __all__ = ["DirtySize", "LeasedNames", "TreeView", "WritableNames"]
 
@@ -69,14 +69,22 @@ class LeasedNames:
         found = {store.inode_prefix: store.feed_id for store in stores}
         if found != self._store_ids:
             self._store_ids = found
-            self._leases.book.doubt_names()  # a new DataStore may stand in a folder whose names were known
+            self._leases.doubt_names()  # a new DataStore may stand in a folder whose names were known
+
+    def certain(self, parent_ino: int, told_at: float) -> bool:
+        """Whether nobody else can have changed a directory since."""
+        key = self._key(parent_ino)
+        return key is not None and self._leases.certain_since(key, told_at)
+
+    def _key(self, ino: int) -> DirectoryKey | None:
+        store_id = self._store_ids.get(ino >> NUMBER_BITS)
+        return (store_id, ino & ((1 << NUMBER_BITS) - 1)) if store_id is not None else None
 
     def lookup(self, parent_ino: int, name: bytes) -> Node:
         """Raises: NotFound, Refused."""
-        store_id = self._store_ids.get(parent_ino >> NUMBER_BITS)
-        if store_id is None:
+        key = self._key(parent_ino)
+        if key is None:
             return self._names.lookup(parent_ino, name)
-        key = (store_id, parent_ino & ((1 << NUMBER_BITS) - 1))
         if self._leases.knows_absent(key, name):
             raise NotFound("there is no such name")
         held = self._leases.holds((key,))  # before the database is asked: a lease that came later proves nothing

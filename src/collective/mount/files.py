@@ -1,0 +1,286 @@
+"""Open files: where their bytes come from, and where what is written goes.
+
+    a read finds                       and gets
+    changes not uploaded yet (dirty)   journal pieces, zeros, and the library's content below them
+    a content written here before      what the library has now
+    a content nobody changed here      that very content, until somebody opens a newer one; then ESTALE: the kernel
+                                       caches pages per inode, and pages of two contents must never be mixed
+
+A write is one journal record before the program that wrote goes on; uploading is `WrittenContents`' business.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from collective.core.errors import NotFound
+from collective.mount.contents import content_key
+from collective.mount.handles import FileHandle, HandleTable, LastOpened, OpenInode
+from collective.mount.names import ContentReference, InlineContent, Node, is_directory
+from collective.mount.reading import ContentReader
+
+__all__ = ["ContentView", "OpenFiles", "OpenedFile", "WrittenContents"]
+
+WRITING_FLAGS = (os.O_WRONLY, os.O_RDWR)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """A file handle, and whether the kernel's cached pages of the inode may stay."""
+
+    handle: int
+    keep_cache: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes [start, end) of a file: `data`, or, when None, those of the content below."""
+
+    start: int
+    end: int
+    data: bytes | memoryview | None
+
+
+class DirtyContent(Protocol):
+    """A file's content with changes on top."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def base(self) -> InlineContent | ContentReference:
+        """The library's content below the changes."""
+        ...
+
+
+class WrittenContents(Protocol):
+    """Contents on their way from the journal into the library."""
+
+    def dirty(self, ino: int) -> DirtyContent | None: ...
+
+    def pieces(self, ino: int, start: int, end: int) -> Sequence[Piece]:
+        """What lies in [start, end) of a dirty file, in order, without gaps."""
+        ...
+
+    async def write(self, node: Any, offset: int, data: bytes, time_ns: int) -> None:
+        """In the journal when this returns. Raises: Full."""
+        ...
+
+    async def truncate(self, node: Any, size_bytes: int, time_ns: int) -> None: ...
+
+    def closing(self, ino: int) -> None:
+        """A writer closed it: a good moment to upload. Raises: the error an upload met, once."""
+        ...
+
+    def closed(self, ino: int) -> None:
+        """Nobody has it open for writing any more."""
+        ...
+
+    async def sync(self, ino: int | None) -> None:
+        """fsync: survives power loss, and holds the level its DataStore asks for. None: names only. Raises: Full, …"""
+        ...
+
+
+class ContentView(Protocol):
+    """The names, as far as open files need them."""
+
+    def get(self, ino: int) -> Node: ...
+    def content(self, node: Any) -> InlineContent | ContentReference: ...
+
+
+class OpenFiles:
+    """All open files of a mount. `written` is None where nothing can be written. `wall_ns`: the time of day."""
+
+    def __init__(
+        self, view: ContentView, reader: ContentReader, written: WrittenContents | None, wall_ns: Callable[[], int]
+    ) -> None:
+        self._view = view
+        self._reader = reader
+        self._written = written
+        self._wall_ns = wall_ns
+        self._handles: HandleTable[FileHandle] = HandleTable()
+        self._open: dict[int, OpenInode] = {}  # the one that reads the newest content, per inode
+        self._last_opened = LastOpened()
+
+    def is_open(self, ino: int) -> bool:
+        return ino in self._open
+
+    def node_of_removed(self, ino: int) -> Node:
+        """What is known of a file that others removed while it is open here. Raises: NotFound when it is not."""
+        opened = self._open.get(ino)
+        if opened is None:
+            raise NotFound("there is no such file any more")
+        return replace(opened.node, link_count=0)  # type: ignore[type-var]  # every kind of node is a dataclass
+
+    # ------------------------------------------------------------------ open and close
+
+    def open(self, node: Node, flags: int) -> OpenedFile:
+        """One more handle; calls nobody. Raises: OSError (EISDIR, EMFILE), CollectiveError."""
+        if is_directory(node):
+            raise OSError(errno.EISDIR, "a directory")
+        opened = self._open.get(node.ino)
+        if opened is None or not self._is_current(opened, node):
+            fresh = OpenInode(node)
+            self._use(fresh, self._contents_of(node))
+            opened = self._open[node.ino] = fresh
+        opened.node = node
+        writes = flags & os.O_ACCMODE in WRITING_FLAGS
+        opened.users += 1
+        opened.writers += writes
+        try:
+            number = self._handles.add(FileHandle(opened, writes))
+        except OSError:
+            self._leave(opened, writes)
+            raise
+        return OpenedFile(number, self._last_opened.opened(node.ino, opened.key))
+
+    def release(self, number: int) -> Node | None:
+        """The handle is gone. Returns the node if nobody has the file open any more."""
+        handle = self._handles.remove(number)
+        return self._leave(handle.opened, handle.writes)
+
+    def _leave(self, opened: OpenInode, writes: bool) -> Node | None:
+        opened.users -= 1
+        opened.writers -= writes
+        if writes and not opened.writers and self._written is not None:
+            self._written.closed(opened.ino)
+        if opened.users:
+            return None
+        if opened.content is not None:
+            self._reader.close(opened.content)
+        if self._open.get(opened.ino) is not opened:
+            return None
+        del self._open[opened.ino]
+        return opened.node
+
+    def _is_current(self, opened: OpenInode, node: Node) -> bool:
+        """Whether an open file may be shared: its bytes are those a new reader must see."""
+        if opened.changed_here or (self._written is not None and self._written.dirty(node.ino) is not None):
+            return True
+        return self._key(self._view.content(node)) == opened.key
+
+    def _contents_of(self, node: Node) -> InlineContent | ContentReference:
+        dirty = self._written.dirty(node.ino) if self._written is not None else None
+        return dirty.base if dirty is not None else self._view.content(node)
+
+    @staticmethod
+    def _key(contents: InlineContent | ContentReference) -> Hashable:
+        return hash(contents.data) if isinstance(contents, InlineContent) else content_key(contents)
+
+    def _use(self, opened: OpenInode, contents: InlineContent | ContentReference) -> None:
+        """From now on the library's bytes of an open file are these."""
+        key = self._key(contents)
+        if key == opened.key:
+            return
+        before, opened.content, opened.inline = opened.content, None, b""
+        if isinstance(contents, InlineContent):
+            opened.inline = contents.data
+        else:
+            opened.content = self._reader.open(contents)
+        if opened.key is not None:
+            self._last_opened.became(opened.ino, key)
+        opened.key = key
+        if before is not None:
+            self._reader.close(before)
+
+    # ------------------------------------------------------------------ reading
+
+    async def read(self, number: int, offset: int, length: int) -> bytes | memoryview:
+        """Good until the caller's next `await`. Raises: OSError (ESTALE), CollectiveError, TimeoutError."""
+        opened = self._handles.get(number).opened
+        dirty = self._written.dirty(opened.ino) if self._written is not None else None
+        if dirty is not None:
+            opened.changed_here = True
+            self._use(opened, dirty.base)
+            return await self._read_dirty(opened, dirty, offset, length)
+        if opened.changed_here and self._open.get(opened.ino) is opened:
+            self._catch_up(opened)
+        elif self._last_opened.overtaken(opened.ino, opened.key):
+            raise OSError(errno.ESTALE, "the file has a newer content; open it again")
+        return await self._read_base(opened, offset, length)
+
+    def _catch_up(self, opened: OpenInode) -> None:
+        """What was written here is uploaded: read it from the library."""
+        try:
+            opened.node = self._view.get(opened.ino)
+        except NotFound:
+            return  # removed, and its content is the one it had
+        self._use(opened, self._view.content(opened.node))
+
+    async def _read_base(self, opened: OpenInode, offset: int, length: int) -> bytes | memoryview:
+        if opened.content is None:
+            return opened.inline[offset : offset + length]
+        return await self._reader.read(opened.content, offset, length)
+
+    async def _read_dirty(self, opened: OpenInode, dirty: DirtyContent, offset: int, length: int) -> bytes | memoryview:
+        assert self._written is not None
+        end = min(offset + length, dirty.size_bytes)
+        if end <= offset:
+            return b""
+        pieces = self._written.pieces(opened.ino, offset, end)  # journal bytes are taken here, before anything waits
+        if len(pieces) == 1:
+            if pieces[0].data is not None:
+                return pieces[0].data
+            return await self._read_base(opened, offset, end - offset)
+        content, inline = opened.content, opened.inline
+        whole = bytearray(end - offset)
+        for piece in pieces:
+            if piece.data is not None:
+                data: bytes | memoryview = piece.data
+            elif content is None:
+                data = inline[piece.start : piece.end]
+            else:
+                data = await self._reader.read(content, piece.start, piece.end - piece.start)
+            whole[piece.start - offset : piece.end - offset] = data
+        return memoryview(whole)
+
+    # ------------------------------------------------------------------ writing
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Returns the inode number. Raises: OSError (EBADF, ENOSPC), CollectiveError."""
+        handle = self._handles.get(number)
+        if not handle.writes or self._written is None:
+            raise OSError(errno.EBADF, "not open for writing")
+        opened = handle.opened
+        await self._written.write(self._current_node(opened), offset, data, self._wall_ns())
+        opened.changed_here = True
+        return opened.ino
+
+    async def truncate(self, node: Node, size_bytes: int) -> None:
+        """Raises: OSError (EISDIR), CollectiveError."""
+        if is_directory(node):
+            raise OSError(errno.EISDIR, "a directory")
+        if self._written is None:
+            raise OSError(errno.EROFS, "the mount is read-only")
+        await self._written.truncate(node, size_bytes, self._wall_ns())
+        opened = self._open.get(node.ino)
+        if opened is not None:
+            opened.changed_here = True
+        else:
+            self._written.closed(node.ino)
+
+    def _current_node(self, opened: OpenInode) -> Node:
+        """The node below a file that is written to; asked of the names only for the first write after an upload."""
+        assert self._written is not None
+        if self._written.dirty(opened.ino) is None:
+            try:
+                opened.node = self._view.get(opened.ino)
+            except NotFound:
+                opened.node = self.node_of_removed(opened.ino)
+        return opened.node
+
+    def flush(self, number: int) -> None:
+        """close(2). Raises: the error an upload of this file met."""
+        handle = self._handles.get(number)
+        if handle.writes and self._written is not None:
+            self._written.closing(handle.opened.ino)
+
+    async def fsync(self, number: int) -> None:
+        """Raises: OSError, CollectiveError: what was written may not be safe."""
+        handle = self._handles.get(number)
+        if self._written is not None:
+            await self._written.sync(handle.opened.ino)
