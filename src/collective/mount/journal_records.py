@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from blake3 import blake3
+from google.protobuf.message import DecodeError
 from typing_extensions import Buffer
 
 from collective.core.errors import Corrupt
@@ -34,6 +35,7 @@ __all__ = [
     "decode",
     "pack_header",
     "unpack_header",
+    "verify",
 ]
 
 CHECKSUM_BYTES = 8
@@ -166,8 +168,8 @@ Record = OperationRecord | WriteRecord | TruncateRecord | BaseRecord | FlushReco
 
 def checksum(*parts: Buffer) -> bytes:
     """8 bytes over the parts joined."""
-    hasher = blake3()
-    for part in parts:
+    hasher = blake3(parts[0])
+    for part in parts[1:]:
         hasher.update(part)
     return hasher.digest(CHECKSUM_BYTES)
 
@@ -175,9 +177,7 @@ def checksum(*parts: Buffer) -> bytes:
 def pack_header(kind: Kind, flags: int, seq: int, *parts: Buffer, blob_bytes: int = 0) -> bytes:
     """The header of a record whose payload is the parts joined, or of a blob."""
     head = _HEAD.pack(blob_bytes or sum(map(len, parts)), kind, flags, 0, seq)  # type: ignore[arg-type]
-    if parts:
-        return head + blake3(head + parts[0] if len(parts) == 1 else b"".join((head, *parts))).digest(CHECKSUM_BYTES)
-    return head + blake3(head).digest(CHECKSUM_BYTES)
+    return head + checksum(head, *parts)
 
 
 def unpack_header(raw: Buffer) -> Header:
@@ -219,7 +219,7 @@ def decode(header: Header, payload: bytes, segment: int, position: int) -> Recor
     """
     try:
         return _decode(header, payload, segment, position)
-    except (struct.error, ValueError) as error:  # protobuf's DecodeError is a ValueError
+    except (struct.error, DecodeError) as error:
         raise Corrupt(f"a record of kind {header.kind} has an unknown form") from error
 
 

@@ -1,0 +1,380 @@
+"""The mount's journal: every change is one record here before anything sees it.
+
+Theory: a record is in the page cache when its append returned, so it survives the death of every process here; after
+`sync` it survives the machine's. Small records are appended at once, by the event loop; data of 256 KiB and more gets
+its room at once, is filled in by a thread, and counts when the small record that names it follows. So the order of
+records is the order in which changes were acknowledged, and what a crash leaves is a prefix of it.
+
+    appended -> settled (the coordinator's database shows the change) -> its segment goes, once all in it is settled
+
+After a crash `recovered` has what was appended and not settled, in order. A settled record may come back when the disk
+was full at the wrong time; whoever replays it finds it absorbed. Segments go oldest first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from typing_extensions import Buffer
+
+from collective.core.errors import CollectiveError, Conflict, Full, NotFound, Unreachable
+from collective.core.observe import Observer
+from collective.core.sizes import GIB, KIB, MIB
+from collective.mount import journal_records as records
+from collective.mount.journal_records import BaseRecord, FlushRecord, Kind, Record, WriteRecord
+from collective.mount.journal_recovery import Recovery, recover
+from collective.mount.journal_segments import Segment, disk_failure
+from collective.wire import feed_pb2
+
+__all__ = ["Journal", "JournalSettings"]
+
+THREAD_BYTES = 256 * KIB  # writing less holds the event loop under 0.1 ms
+CHECK_EVERY_BYTES = 8 * MIB  # how much is appended between two looks at the free disk
+ROOM_LOOK_SECONDS = 1.0
+THREADS = 4
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class JournalSettings:
+    """Sizes in bytes, times in seconds."""
+
+    bound_bytes: int = 4 * GIB
+    """`--vfs-write-buffer`: how much may wait for the uploader."""
+
+    segment_bytes: int = 64 * MIB
+    """A file of the journal; disk comes back in these steps."""
+
+    reserve_bytes: int = GIB
+    """The journal never takes the disk's last bytes: so many stay free …"""
+
+    reserve_share: float = 0.05
+    """… and this share of the disk, whichever is more."""
+
+    deadline_seconds: float = 30.0
+    """How long a writer waits for room before it is told ENOSPC."""
+
+
+class Journal:
+    """One journal, of one process at a time. Everything but the filling of blobs and syncs runs in the event loop."""
+
+    def __init__(
+        self, folder: Path, settings: JournalSettings, found: Recovery, boot_id: bytes, observer: Observer
+    ) -> None:
+        """Use `open_journal`. Raises: Full, Unreachable."""
+        self._folder = folder
+        self._settings = settings
+        self._observer = observer
+        self._segments: dict[int, Segment] = {segment.number: segment for segment in found.segments}
+        self._live: dict[int, tuple[int, int, int, int]] = {}  # seq -> segment, data's segment, position, size
+        self._next_seq = found.next_seq
+        self._total_bytes = sum(segment.end for segment in found.segments)
+        self._appended_bytes = 0
+        self._looked_at_bytes = -CHECK_EVERY_BYTES
+        self._limit = settings.bound_bytes
+        self._unsaid: list[int] = []
+        self._failure: CollectiveError | None = None
+        self._executor = ThreadPoolExecutor(THREADS, "journal")
+        self._syncing = asyncio.Lock()
+        self._freed = asyncio.Event()
+        self._new_files = True
+        self.on_pressure: Callable[[], None] = lambda: None
+        """Called when somebody waits for room."""
+        for record in found.records:
+            self._index(record.seq, found.segment_of[record.seq], record if isinstance(record, WriteRecord) else None)
+        self.recovered: tuple[Record, ...] = tuple(found.records)
+        """What an earlier process left, in order of seq."""
+        self._active = self._new_segment(found.next_segment)
+        self._append(Kind.BOOT, 0, boot_id)
+        self._drop_settled()
+
+    # ------------------------------------------------------------ what happened
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all segments."""
+        return self._total_bytes
+
+    @property
+    def last_seq(self) -> int:
+        """Of the newest record."""
+        return self._next_seq - 1
+
+    def append_operation(
+        self, store_id: bytes, operation: feed_pb2.TreeOperation, *, of_directory: bool = False
+    ) -> int:
+        """A change of the tree; its seq. It is journalled when this returns. `of_directory`: what it makes, moves or
+        removes is a directory. Raises: Full, Unreachable (the disk fails); nothing was appended then."""
+        if self._total_bytes > self._limit + 2 * self._settings.segment_bytes:
+            raise Full("the mount's journal is full", "see `collective status`: what keeps it from being sent?")
+        flags = records.OF_DIRECTORY if of_directory else 0
+        return self._live_record(Kind.OPERATION, flags, store_id, operation.SerializeToString())
+
+    async def append_write(self, ino: int, offset: int, data: Buffer, time_ns: int, *, unowned: bool = False) -> int:
+        """Data of a file; its seq. `unowned`: the file has no name any more and goes with this process.
+
+        Waits for room first. Raises: Full, Unreachable.
+        """
+        view = memoryview(data)
+        if self._total_bytes + len(view) > self._limit or self._appended_bytes > self._looked_at_bytes:
+            await self.room(len(view))
+        flags = records.UNOWNED if unowned else 0
+        if len(view) < THREAD_BYTES:
+            head = records.pack_write(ino, offset, time_ns)
+            seq = self._append(Kind.WRITE, flags, head, view)
+            record = WriteRecord(seq, ino, offset, len(view), time_ns, self._active.number, self._active.end - len(view))
+        else:
+            record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), flags, view)
+        self._index(record.seq, self._active.number, record)
+        return record.seq
+
+    def append_truncate(self, ino: int, size_bytes: int, time_ns: int, *, unowned: bool = False) -> int:
+        """A file's new size; its seq. Raises: Full, Unreachable."""
+        flags = records.UNOWNED if unowned else 0
+        return self._live_record(Kind.TRUNCATE, flags, records.pack_truncate(ino, size_bytes, time_ns))
+
+    def append_base(self, record: BaseRecord) -> int:
+        """What a file's extents lie on; its seq (the record's own is ignored). Raises: Full, Unreachable."""
+        return self._live_record(Kind.BASE, records.PROVISIONAL if record.provisional else 0, record.encode())
+
+    def append_flush(self, record: FlushRecord) -> int:
+        """The exact operation that is about to be sent; its seq. Raises: Full, Unreachable."""
+        return self._live_record(Kind.FLUSH, 0, record.encode())
+
+    def settle(self, seqs: Iterable[int]) -> None:
+        """These count no more. Raises: nothing; unknown ones are passed over."""
+        gone = [seq for seq in seqs if seq in self._live]
+        self._unsaid.extend(gone)
+        self._say_settled()
+        for seq in gone:
+            for number in set(self._live.pop(seq)[:2]):
+                self._segments[number].live -= 1
+        self._drop_settled()
+
+    def disown(self, seqs: Iterable[int]) -> None:
+        """These go with this process: readable until they are settled, never recovered."""
+        self._unsaid.extend(seq for seq in seqs if seq in self._live)
+        self._say_settled()
+
+    # ------------------------------------------------------------ reading back
+
+    def read_into(self, seq: int, skip: int, view: memoryview) -> None:
+        """Fill the view with a live write's data from `skip` on. Raises: NotFound (settled), Corrupt, Unreachable."""
+        segment, position = self._data(seq, skip, len(view))
+        segment.read_into(position, view)
+
+    def read(self, seq: int, skip: int, size_bytes: int) -> bytes:
+        """As `read_into`, into fresh bytes."""
+        segment, position = self._data(seq, skip, size_bytes)
+        return segment.read(position, size_bytes)
+
+    async def read_many(self, parts: Sequence[tuple[int, int, memoryview]]) -> None:
+        """`read_into` of several (seq, skip, view), in a thread; they may be settled meanwhile."""
+        places = [(*self._data(seq, skip, len(view)), view) for seq, skip, view in parts]
+
+        def read_all() -> None:
+            for segment, position, view in places:
+                segment.read_into(position, view)
+
+        await self._in_thread({segment for segment, _, _ in places}, read_all)
+
+    # ------------------------------------------------------------ safe, and room
+
+    async def sync(self) -> None:
+        """Returns when everything appended before is on the disk; those who wait together share one sync.
+
+        Raises: Unreachable when the disk failed; the journal takes nothing more then, since what the kernel dropped
+        cannot be told (Rebello et al., "Can applications recover from fsync failures?", 2020).
+        """
+        self._check()
+        until = {segment.number: segment.end for segment in self._segments.values()}
+        async with self._syncing:
+            self._check()
+            waiting = [
+                (segment, segment.end)
+                for number, segment in sorted(self._segments.items())
+                if segment.synced_end < until.get(number, 0)
+            ]
+            if not waiting:
+                return
+            folder = self._folder if self._new_files else None
+            self._new_files = False
+            try:
+                await self._in_thread({segment for segment, _ in waiting}, lambda: _sync_all(waiting, folder))
+            except OSError as error:
+                self._failure = disk_failure(error, "the mount's journal could not be made safe")
+                self._observer.event("journal.sync_failed", reason=self._failure.message)
+                raise self._failure from error
+            for segment, end in waiting:
+                segment.synced_end = end
+
+    async def room(self, size_bytes: int) -> None:
+        """Wait until `size_bytes` more are within the bound. Raises: Full after the deadline."""
+        if self._look(size_bytes):
+            return
+        self._observer.event("journal.full", size_bytes=self._total_bytes)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.deadline_seconds
+        while not self._look(size_bytes):
+            left = deadline - loop.time()
+            if left <= 0:
+                raise Full("the mount's journal is full", "its changes are sent too slowly; see `collective status`")
+            self._freed.clear()
+            self.on_pressure()
+            try:
+                await asyncio.wait_for(self._freed.wait(), min(left, ROOM_LOOK_SECONDS))
+            except TimeoutError:
+                continue  # others may have made room on the disk
+
+    async def close(self) -> None:
+        """Sync and let go; whatever is not settled is recovered by the next one. Its folder goes when nothing is."""
+        try:
+            if self._failure is None:
+                await self.sync()
+        finally:
+            await asyncio.to_thread(self._executor.shutdown)
+            for segment in list(self._segments.values()):
+                if self._live:
+                    segment.close()
+                else:
+                    segment.remove()
+            self._segments.clear()
+
+    # ------------------------------------------------------------ parts
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _append(self, kind: Kind, flags: int, *parts: Buffer) -> int:
+        self._check()
+        if self._active.end >= self._settings.segment_bytes:
+            self._active = self._new_segment(self._active.number + 1)
+        seq = self._next_seq
+        header = records.pack_header(kind, flags, seq, *parts)
+        before = self._active.end
+        self._active.append((header, *parts))
+        self._next_seq = seq + 1
+        self._grown(self._active.end - before)
+        return seq
+
+    def _live_record(self, kind: Kind, flags: int, *parts: Buffer) -> int:
+        seq = self._append(kind, flags, *parts)
+        self._index(seq, self._active.number, None)
+        return seq
+
+    async def _append_blob(self, record: WriteRecord, flags: int, view: memoryview) -> WriteRecord:
+        self._append_blob_header(len(view))
+        segment, position = self._active, self._active.end - len(view)
+
+        def fill() -> bytes:
+            segment.write_at(position, (view,))
+            return records.checksum(view)
+
+        segment.live += 1  # until the record below counts it
+        try:
+            blob_checksum = await self._in_thread({segment}, fill)
+            record = replace(record, segment=segment.number, position=position, blob_checksum=blob_checksum)
+            seq = self._append(Kind.WRITE_AT, flags, records.pack_write_at(record))
+            return replace(record, seq=seq)
+        finally:
+            segment.live -= 1
+
+    def _append_blob_header(self, size_bytes: int) -> None:
+        self._check()
+        if self._active.end >= self._settings.segment_bytes:
+            self._active = self._new_segment(self._active.number + 1)
+        self._active.append((records.pack_header(Kind.BLOB, 0, 0, blob_bytes=size_bytes),))
+        self._active.end += size_bytes
+        self._grown(size_bytes + records.HEADER_BYTES)
+
+    def _index(self, seq: int, number: int, data: WriteRecord | None) -> None:
+        if data is None:
+            self._live[seq] = (number, number, 0, 0)
+        else:
+            self._live[seq] = (number, data.segment, data.position, data.size_bytes)
+        self._segments[number].live += 1
+        if data is not None and data.segment != number:
+            self._segments[data.segment].live += 1
+
+    def _data(self, seq: int, skip: int, size_bytes: int) -> tuple[Segment, int]:
+        found = self._live.get(seq)
+        if found is None or skip + size_bytes > found[3]:
+            raise NotFound("that data is not in the journal any more")
+        return self._segments[found[1]], found[2] + skip
+
+    def _say_settled(self) -> None:
+        if not self._unsaid:
+            return
+        seqs = array("Q", self._unsaid)
+        seqs.byteswap()
+        try:
+            self._append(Kind.SETTLED, 0, seqs.tobytes())
+        except CollectiveError as error:
+            # not saying it costs a replay that changes nothing, after a crash; it is said next time
+            self._observer.event("journal.settlement_waits", reason=error.message)
+        else:
+            self._unsaid.clear()
+
+    def _drop_settled(self) -> None:
+        for number, segment in sorted(self._segments.items()):
+            if segment.live or segment.pins or segment is self._active:
+                break
+            del self._segments[number]
+            self._total_bytes -= segment.end
+            segment.remove()
+            self._freed.set()
+
+    def _new_segment(self, number: int) -> Segment:
+        segment = Segment.create(self._folder, number)
+        self._segments[number] = segment
+        self._new_files = True
+        self._grown(segment.end)
+        return segment
+
+    def _grown(self, size_bytes: int) -> None:
+        self._total_bytes += size_bytes
+        self._appended_bytes += size_bytes
+
+    def _look(self, size_bytes: int) -> bool:
+        """Whether so many more fit. What a disk can give is what it has free and what the journal has already."""
+        disk = os.statvfs(self._folder)
+        total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+        reserve = max(self._settings.reserve_bytes, int(total * self._settings.reserve_share))
+        self._limit = min(self._settings.bound_bytes, self._total_bytes + free - reserve)
+        self._looked_at_bytes = self._appended_bytes + CHECK_EVERY_BYTES
+        return self._total_bytes + size_bytes <= self._limit
+
+    async def _in_thread(self, segments: set[Segment], function: Callable[[], T]) -> T:
+        """Run it; the segments stay open until it is over, even when the caller gave up."""
+        loop = asyncio.get_running_loop()
+        for segment in segments:
+            segment.pins += 1
+
+        def unpin() -> None:
+            for segment in segments:
+                segment.pins -= 1
+            self._drop_settled()
+
+        running: Future[T] = self._executor.submit(function)
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(unpin))
+        return await asyncio.wrap_future(running)
+
+
+def _sync_all(waiting: Sequence[tuple[Segment, int]], folder: Path | None) -> None:
+    """The data of the segments, oldest first, then the names of new ones."""
+    for segment, _ in waiting:
+        os.fdatasync(segment.descriptor)
+    if folder is not None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
