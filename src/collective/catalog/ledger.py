@@ -74,6 +74,7 @@ class Ledger(Applier):
         self._announced: dict[bytes, int] = {}
         self._doubtful: set[bytes] = set()
         self._unannounced: dict[bytes, feed_pb2.Position] = {}
+        self._rederive()
         self._find_doubt()
 
     def _committed(self) -> None:
@@ -84,6 +85,7 @@ class Ledger(Applier):
             self._announced[feed_id] = position.seq
 
     def _rolled_back(self) -> None:
+        super()._rolled_back()
         self._unannounced.clear()
 
     # ------------------------------------------------------------ own feeds
