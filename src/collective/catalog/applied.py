@@ -207,6 +207,11 @@ class AppliedTree(Facts):
         )  # fmt: skip
         return {as_bytes(name): as_bytes(value) for name, value in rows}
 
+    def folders_with_datastores(self) -> list[int]:
+        """The real folders in which a DataStore, or a folder leading to one, stands."""
+        joined = self._namespace()
+        return [ino for ino in joined.children if ino not in joined.synthetic]
+
     def parent_of(self, ino: int) -> int | None:
         """The directory that holds a directory of the same DataStore; None at its root or when it is gone."""
         prefix, number = ino >> NUMBER_BITS, ino & ((1 << NUMBER_BITS) - 1)

@@ -63,6 +63,10 @@ class ToldNames:
         """The kernel asked for a change of this inode, and asks again for what it needs to know."""
         self._nodes.pop(ino, None)
 
+    def forget_entry(self, parent_ino: int, name: bytes) -> None:
+        """The kernel asked for this name to go, or to stand for something else."""
+        self._entries.pop((parent_ino, name), None)
+
     def stale(self, now: float) -> Iterator[Stale | None]:
         """What is not true any more, and forget it; None for each that still is, so that the caller can pause."""
         self._forget(now)

@@ -132,7 +132,8 @@ class TreeChanges:
         self._leases.book.added(key, name)
         return self._view.get(ino)
 
-    async def unlink(self, parent_ino: int, name: bytes) -> None:
+    async def unlink(self, parent_ino: int, name: bytes) -> int | None:
+        """The ino that lost a name."""
         parent = self._directory(parent_ino)
         store = self._view.writable_store(parent)
         key = (store.feed_id, parent.number)
@@ -144,10 +145,12 @@ class TreeChanges:
             self._view.keep_if_open(node)
             return self._maker.unlink(parent.number, name, node.number, self._wall_ns())
 
-        await self._commit(store, (key,), plan)
+        done = await self._commit(store, (key,), plan)
         self._leases.book.removed(key, name)
+        return parent.ino - parent.number + done.unlink.inode if done is not None else None
 
-    async def rmdir(self, parent_ino: int, name: bytes) -> None:
+    async def rmdir(self, parent_ino: int, name: bytes) -> int:
+        """The ino that is gone."""
         parent = self._directory(parent_ino)
         store = self._view.writable_store(parent)
         key = (store.feed_id, parent.number)
@@ -160,9 +163,10 @@ class TreeChanges:
 
         await self._commit(store, (key, (store.feed_id, removed.number)), plan)
         self._leases.book.removed(key, name)
+        return removed.ino
 
-    async def rename(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> None:
-        """`old` and `new` are (parent ino, name). Raises: EXDEV, EBUSY, ENOTEMPTY, EINVAL, …"""
+    async def rename(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> int | None:
+        """`old` and `new` are (parent ino, name). The ino that was replaced. Raises: EXDEV, EBUSY, ENOTEMPTY, …"""
         if flags not in (0, RENAME_NO_REPLACE, RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "an unknown kind of rename")
         parents = self._directory(old[0]), self._directory(new[0])
@@ -189,16 +193,28 @@ class TreeChanges:
             )  # fmt: skip
 
         done = await self._commit(store, leased, plan, exclusive=flags == RENAME_NO_REPLACE)
-        if done is not None and not flags & RENAME_EXCHANGE:
-            self._leases.book.removed(keys[0], old[1])
-            self._leases.book.added(keys[1], new[1])
+        if done is None or flags & RENAME_EXCHANGE:
+            return None
+        self._leases.book.removed(keys[0], old[1])
+        self._leases.book.added(keys[1], new[1])
+        number = done.rename.replaced_inode
+        return parents[1].ino - parents[1].number + number if number else None
 
     # ------------------------------------------------------------------ attributes
+
+    def writable(self, ino: int) -> Node:
+        """The node, whose content may be changed. Raises: Refused, PermissionError, NotFound."""
+        node = self._view.get(ino)
+        self._view.writable_store(node)
+        return node
 
     async def set_attributes(self, ino: int, asked: AttributeChange) -> None:
         """Mode, owner and times; the size is content."""
         node = self._view.get(ino)
         store = self._view.writable_store(node)
+        if not node.link_count:
+            self._view.amend(node, asked, self._wall_ns())
+            return
 
         def plan() -> feed_pb2.TreeOperation:
             return self._maker.set_attributes(node.number, asked, self._wall_ns())

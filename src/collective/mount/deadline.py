@@ -26,15 +26,13 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
 def _resume(work: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
     """Go on with a coroutine that waits for `awaited` already: what `await` does from its second step on."""
     while True:
+        failure: BaseException | None = None
+        sent = None
         try:
             sent = yield awaited
         except BaseException as error:
-            step = work.throw
-            argument: Any = error
-        else:
-            step = work.send
-            argument = sent
+            failure = error
         try:
-            awaited = step(argument)
+            awaited = work.send(sent) if failure is None else work.throw(failure)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]

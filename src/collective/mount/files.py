@@ -93,10 +93,15 @@ class ContentView(Protocol):
 
 
 class OpenFiles:
-    """All open files of a mount. `written` is None where nothing can be written. `wall_ns`: the time of day."""
+    """All open files of a mount. `written` is None where nothing can be written, and `wall_ns`,
+    the time of day, is not asked then."""
 
     def __init__(
-        self, view: ContentView, reader: ContentReader, written: WrittenContents | None, wall_ns: Callable[[], int]
+        self,
+        view: ContentView,
+        reader: ContentReader,
+        written: WrittenContents | None = None,
+        wall_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         self._view = view
         self._reader = reader
@@ -284,3 +289,8 @@ class OpenFiles:
         handle = self._handles.get(number)
         if self._written is not None:
             await self._written.sync(handle.opened.ino)
+
+    async def sync_names(self) -> None:
+        """What was changed so far survives power loss. Raises: CollectiveError."""
+        if self._written is not None:
+            await self._written.sync(None)

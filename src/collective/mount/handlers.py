@@ -256,7 +256,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         new = NewInode(stat.S_IFREG | stat.S_IMODE(mode), ctx.uid, ctx.gid)
         opened, node = await self._files.create(self._ino(parent_inode), name, new, flags)
-        return pyfuse3.FileInfo(fh=opened.handle, keep_cache=True), self._attributes(node)
+        return pyfuse3.FileInfo(fh=opened.handle, keep_cache=opened.keep_cache), self._attributes(node)
 
     @_answering
     async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:

@@ -54,6 +54,7 @@ class DirectoryHandle:
     ino: int
     entries: list[tuple[bytes, Node]] = field(default_factory=list)
     complete: bool = False
+    begun: bool = False  # somebody has read from it
 
     def rewind(self) -> None:
         """Begin anew: rewinddir(3) shows what is there then."""

@@ -7,7 +7,7 @@ else of either, so a library made in memory is as good as a real one.
 from __future__ import annotations
 
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,6 +90,10 @@ class Names(Protocol):
 
     def content(self, node: Any) -> InlineContent | ContentReference:
         """The content of a file; `node` is one that these names gave out."""
+        ...
+
+    def xattrs(self, ino: int) -> Mapping[bytes, bytes]:
+        """The extended attributes of an inode."""
         ...
 
     def change_counter(self) -> int:

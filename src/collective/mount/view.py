@@ -10,6 +10,8 @@ The layers answer in this order, and each forgets what the one below it shows by
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +21,7 @@ from collective.catalog.namespace import NUMBER_BITS
 from collective.catalog.overlay import Overlay
 from collective.core.errors import NotFound, Refused
 from collective.mount.lease import DirectoryKey, Leases
+from collective.mount.operations import AttributeChange
 
 __all__ = ["DirtySize", "LeasedNames", "TreeView", "WritableNames"]
 
@@ -171,7 +174,7 @@ class TreeView:
         """The DataStore a node lies in. Raises: PermissionError (EPERM: a folder that only leads to DataStores),
         Refused (no WRITE, or its key is not here)."""
         if node.store_id is None:
-            raise PermissionError(1, "this folder only leads to DataStores")
+            raise PermissionError(errno.EPERM, "this folder only leads to DataStores")
         store = self.store(node.store_id)
         if not store.readable or not self._may_write(store):
             raise Refused(f"{store.owner} has not given WRITE here")
@@ -181,6 +184,14 @@ class TreeView:
         """A file about to lose its last name stays for those who have it open."""
         if node.link_count == 1 and self._is_open(node.ino):
             self._overlay.keep(node.ino)
+
+    def amend(self, node: Node, asked: AttributeChange, time_ns: int) -> None:
+        """Attributes of an open file without a name: nobody else will ever see them."""
+        given = {"mtime_ns": asked.mtime_ns, "atime_ns": asked.atime_ns, "uid": asked.uid, "gid": asked.gid}
+        fields = {name: value for name, value in given.items() if value is not None}
+        if asked.mode is not None:
+            fields["mode"] = stat.S_IFMT(node.mode) | stat.S_IMODE(asked.mode)
+        self._overlay.amend(node.ino, ctime_ns=time_ns, **fields)
 
     def forget(self, ino: int) -> None:
         """Nobody has it open any more."""
