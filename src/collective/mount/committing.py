@@ -86,8 +86,9 @@ class Committer(Protocol):
     ) -> Sequence[submit_pb2.OperationOutcome]:
         """Hand over up to 1,024 operations of one DataStore, in order; an outcome each, in order.
 
-        Returns when this home's own database shows them (applied or staged), so a reader of the home sees them. `exact`:
-        what no longer holds is not done (MISSED with an errno); an owner who is away is Unreachable, nothing is staged.
+        Returns when this home's own database shows them (applied or staged), so a reader of the home sees them.
+        `exact`: what no longer holds is not done (MISSED with an errno); an owner who is away is Unreachable, and
+        nothing is staged.
         """
         ...
 

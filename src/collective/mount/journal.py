@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,12 +23,20 @@ from typing import TypeVar
 
 from typing_extensions import Buffer
 
-from collective.core.errors import CollectiveError, Conflict, Full, NotFound, Unreachable
+from collective.core.errors import CollectiveError, Full, NotFound
 from collective.core.observe import Observer
 from collective.core.sizes import GIB, KIB, MIB
 from collective.mount import journal_records as records
-from collective.mount.journal_records import BaseRecord, FlushRecord, Kind, Record, WriteRecord
-from collective.mount.journal_recovery import Recovery, recover
+from collective.mount.journal_records import (
+    BaseRecord,
+    FlushRecord,
+    Kind,
+    OperationRecord,
+    Record,
+    TruncateRecord,
+    WriteRecord,
+)
+from collective.mount.journal_recovery import Recovery
 from collective.mount.journal_segments import Segment, disk_failure
 from collective.wire import feed_pb2
 
@@ -68,7 +75,7 @@ class Journal:
     def __init__(
         self, folder: Path, settings: JournalSettings, found: Recovery, boot_id: bytes, observer: Observer
     ) -> None:
-        """Use `open_journal`. Raises: Full, Unreachable."""
+        """Use `JournalFolder.open`. Raises: Full, Unreachable."""
         self._folder = folder
         self._settings = settings
         self._observer = observer
@@ -88,7 +95,11 @@ class Journal:
         self.on_pressure: Callable[[], None] = lambda: None
         """Called when somebody waits for room."""
         for record in found.records:
-            self._index(record.seq, found.segment_of[record.seq], record if isinstance(record, WriteRecord) else None)
+            if isinstance(record, WriteRecord):
+                place = (record.segment, record.position, record.size_bytes)
+                self._index(record.seq, found.segment_of[record.seq], *place)
+            else:
+                self._index(record.seq, found.segment_of[record.seq])
         self.recovered: tuple[Record, ...] = tuple(found.records)
         """What an earlier process left, in order of seq."""
         self._active = self._new_segment(found.next_segment)
@@ -127,12 +138,9 @@ class Journal:
             await self.room(len(view))
         flags = records.UNOWNED if unowned else 0
         if len(view) < THREAD_BYTES:
-            head = records.pack_write(ino, offset, time_ns)
-            seq = self._append(Kind.WRITE, flags, head, view)
-            record = WriteRecord(seq, ino, offset, len(view), time_ns, self._active.number, self._active.end - len(view))
-        else:
-            record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), flags, view)
-        self._index(record.seq, self._active.number, record)
+            return self._append_inline(ino, offset, view, time_ns, flags)
+        record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), flags, view)
+        self._index(record.seq, self._active.number, record.segment, record.position, record.size_bytes)
         return record.seq
 
     def append_truncate(self, ino: int, size_bytes: int, time_ns: int, *, unowned: bool = False) -> int:
@@ -147,6 +155,20 @@ class Journal:
     def append_flush(self, record: FlushRecord) -> int:
         """The exact operation that is about to be sent; its seq. Raises: Full, Unreachable."""
         return self._live_record(Kind.FLUSH, 0, record.encode())
+
+    def append_record(self, record: Record, data: bytes = b"") -> int:
+        """A record of another journal, with the data of a write; its seq here. Raises: Full, Unreachable."""
+        match record:
+            case OperationRecord():
+                return self.append_operation(record.store_id, record.operation, of_directory=record.of_directory)
+            case WriteRecord():
+                return self._append_inline(record.ino, record.offset, memoryview(data), record.time_ns, 0)
+            case TruncateRecord():
+                return self.append_truncate(record.ino, record.size_bytes, record.time_ns)
+            case BaseRecord():
+                return self.append_base(record)
+            case FlushRecord():
+                return self.append_flush(record)
 
     def settle(self, seqs: Iterable[int]) -> None:
         """These count no more. Raises: nothing; unknown ones are passed over."""
@@ -267,7 +289,13 @@ class Journal:
 
     def _live_record(self, kind: Kind, flags: int, *parts: Buffer) -> int:
         seq = self._append(kind, flags, *parts)
-        self._index(seq, self._active.number, None)
+        self._index(seq, self._active.number)
+        return seq
+
+    def _append_inline(self, ino: int, offset: int, view: memoryview, time_ns: int, flags: int) -> int:
+        seq = self._append(Kind.WRITE, flags, records.pack_write(ino, offset, time_ns), view)
+        number = self._active.number
+        self._index(seq, number, number, self._active.end - len(view), len(view))
         return seq
 
     async def _append_blob(self, record: WriteRecord, flags: int, view: memoryview) -> WriteRecord:
@@ -295,14 +323,12 @@ class Journal:
         self._active.end += size_bytes
         self._grown(size_bytes + records.HEADER_BYTES)
 
-    def _index(self, seq: int, number: int, data: WriteRecord | None) -> None:
-        if data is None:
-            self._live[seq] = (number, number, 0, 0)
-        else:
-            self._live[seq] = (number, data.segment, data.position, data.size_bytes)
+    def _index(self, seq: int, number: int, data_number: int = 0, position: int = 0, size_bytes: int = 0) -> None:
+        data_number = data_number or number
+        self._live[seq] = (number, data_number, position, size_bytes)
         self._segments[number].live += 1
-        if data is not None and data.segment != number:
-            self._segments[data.segment].live += 1
+        if data_number != number:
+            self._segments[data_number].live += 1
 
     def _data(self, seq: int, skip: int, size_bytes: int) -> tuple[Segment, int]:
         found = self._live.get(seq)
@@ -313,10 +339,8 @@ class Journal:
     def _say_settled(self) -> None:
         if not self._unsaid:
             return
-        seqs = array("Q", self._unsaid)
-        seqs.byteswap()
         try:
-            self._append(Kind.SETTLED, 0, seqs.tobytes())
+            self._append(Kind.SETTLED, 0, records.pack_seqs(self._unsaid))
         except CollectiveError as error:
             # not saying it costs a replay that changes nothing, after a crash; it is said next time
             self._observer.event("journal.settlement_waits", reason=error.message)

@@ -10,6 +10,7 @@ comes only when it is filled, and carries the data's own checksum.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -34,7 +35,9 @@ __all__ = [
     "checksum",
     "decode",
     "pack_header",
+    "pack_seqs",
     "unpack_header",
+    "unpack_seqs",
     "verify",
 ]
 
@@ -209,7 +212,15 @@ def pack_truncate(ino: int, size_bytes: int, time_ns: int) -> bytes:
     return _TRUNCATE.pack(ino, size_bytes, time_ns)
 
 
-WRITE_HEAD_BYTES = _WRITE.size
+def pack_seqs(seqs: Sequence[int]) -> bytes:
+    return struct.pack(f">{len(seqs)}Q", *seqs)
+
+
+def unpack_seqs(payload: bytes) -> Sequence[int]:
+    """Raises: Corrupt."""
+    if len(payload) % 8:
+        raise Corrupt("a list of settled records has a broken length")
+    return struct.unpack(f">{len(payload) // 8}Q", payload)
 
 
 def decode(header: Header, payload: bytes, segment: int, position: int) -> Record | None:

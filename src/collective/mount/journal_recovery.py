@@ -8,14 +8,21 @@ tears nothing.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from collective.core.errors import Corrupt
 from collective.core.observe import Observer
-from collective.mount.journal_records import HEADER_BYTES, Kind, Record, TruncateRecord, WriteRecord, decode
+from collective.mount.journal_records import (
+    HEADER_BYTES,
+    Kind,
+    Record,
+    TruncateRecord,
+    WriteRecord,
+    decode,
+    unpack_seqs,
+)
 from collective.mount.journal_segments import Segment, list_segments
 
 __all__ = ["Recovery", "recover"]
@@ -78,12 +85,10 @@ def _read_segment(segment: Segment, steps: list[_Step], boots: set[bytes]) -> No
             if header.kind == Kind.BOOT:
                 boots.add(payload)
             elif header.kind == Kind.SETTLED:
-                seqs = array("Q", payload)
-                seqs.byteswap()
-                settled = seqs
+                settled = unpack_seqs(payload)
             else:
                 record = decode(header, payload, segment.number, begin)
-        except (Corrupt, ValueError) as error:
+        except Corrupt as error:
             segment.end = begin - HEADER_BYTES
             raise Corrupt(str(error)) from error
         steps.append(_Step(segment, begin - HEADER_BYTES, header.seq, record, settled))
