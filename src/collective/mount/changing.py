@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from collective.catalog.models import DataStore, Node
-from collective.core.errors import NotFound, Unreachable
+from collective.core.errors import Full, NotFound, Unreachable
 from collective.mount.lease import DirectoryKey, Leases, until_reachable
 from collective.mount.numbers import InodeNumbers
 from collective.mount.operations import RENAME_EXCHANGE, RENAME_NO_REPLACE, AttributeChange, NewInode, OperationMaker
@@ -35,22 +35,28 @@ MAXIMUM_NAME_BYTES = 255
 MAXIMUM_TARGET_BYTES = 4095
 SHOWN_POLL_SECONDS = 0.01  # between two looks whether an exact change is in the database
 
-Plan = Callable[[], feed_pb2.TreeOperation | None]
+Planned = tuple[feed_pb2.TreeOperation, bool] | None
+"""The operation, and whether it makes, moves or removes a directory; None: there is nothing to do."""
+
+Plan = Callable[[], Planned]
 
 
 class Recorder(Protocol):
     """The journal as this module needs it."""
 
+    def record(self, store: DataStore, operation: feed_pb2.TreeOperation, *, of_directory: bool) -> None:
+        """One record, kept by the operating system when this returns, and shown by the view from then on.
+
+        Raises: Full; then nothing was recorded.
+        """
+        ...
+
     async def room(self) -> None:
         """Return when the journal takes another record. Raises: Full."""
         ...
 
-    def record(self, store: DataStore, operation: feed_pb2.TreeOperation) -> None:
-        """One record, kept by the operating system when this returns, and shown by the view from then on."""
-        ...
-
-    async def submitted(self, store_id: bytes) -> None:
-        """Return when everything recorded for a DataStore so far is with the coordinator. Raises: Unreachable."""
+    async def before(self, store_id: bytes, operation: feed_pb2.TreeOperation, *, of_directory: bool) -> None:
+        """Return when nothing that is on its way concerns what the operation names. Raises: Unreachable."""
         ...
 
 
@@ -58,6 +64,19 @@ class ExactSubmit(Protocol):
     async def submit(
         self, store_id: bytes, operations: Sequence[submit_pb2.StagedOperation], *, exact: bool
     ) -> Sequence[submit_pb2.OperationOutcome]: ...
+
+
+class FilesByIno(Protocol):
+    """What changes of names mean to open and changed files."""
+
+    def close_flushed(self, ino: int) -> None: ...
+    def losing_last_name(self, ino: int) -> None:
+        """The file's last name is about to go: who has it open keeps it. May turn out otherwise."""
+        ...
+
+    def lost_last_name(self, ino: int) -> None:
+        """It went."""
+        ...
 
 
 class TreeChanges:
@@ -74,6 +93,7 @@ class TreeChanges:
         committer: ExactSubmit,
         numbers: InodeNumbers,
         maker: OperationMaker,
+        files: FilesByIno,
         wall_ns: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -83,6 +103,7 @@ class TreeChanges:
         self._committer = committer
         self._numbers = numbers
         self._maker = maker
+        self._files = files
         self._wall_ns = wall_ns
         self._sleep = sleep
 
@@ -98,11 +119,11 @@ class TreeChanges:
         key = (store.feed_id, parent.number)
         made = _inherit(new, parent)
 
-        def plan() -> feed_pb2.TreeOperation:
+        def plan() -> Planned:
             self._directory(parent_ino)
             if self._standing(parent_ino, name) is not None:
                 raise OSError(errno.EEXIST, "the name is taken")
-            return self._maker.create(parent.number, name, number, made, self._wall_ns())
+            return self._maker.create(parent.number, name, number, made, self._wall_ns()), stat.S_ISDIR(made.mode)
 
         await self._commit(store, (key,), plan, exclusive=exclusive)
         self._leases.book.added(key, name)
@@ -115,7 +136,7 @@ class TreeChanges:
         store = self._view.writable_store(parent)
         key = (store.feed_id, parent.number)
 
-        def plan() -> feed_pb2.TreeOperation:
+        def plan() -> Planned:
             self._directory(parent_ino)
             node = self._view.get(ino)
             if stat.S_ISDIR(node.mode):
@@ -126,28 +147,33 @@ class TreeChanges:
                 raise OSError(errno.ENOENT, "the file was removed")
             if self._standing(parent_ino, name) is not None:
                 raise OSError(errno.EEXIST, "the name is taken")
-            return self._maker.link(node.number, parent.number, name, self._wall_ns())
+            self._files.close_flushed(ino)
+            return self._maker.link(node.number, parent.number, name, self._wall_ns()), False
 
         await self._commit(store, (key,), plan, exclusive=True)
         self._leases.book.added(key, name)
         return self._view.get(ino)
 
-    async def unlink(self, parent_ino: int, name: bytes) -> int | None:
+    async def unlink(self, parent_ino: int, name: bytes) -> int:
         """The ino that lost a name."""
         parent = self._directory(parent_ino)
         store = self._view.writable_store(parent)
         key = (store.feed_id, parent.number)
 
-        def plan() -> feed_pb2.TreeOperation:
+        node = self._existing(parent_ino, name)
+
+        def plan() -> Planned:
+            nonlocal node
             node = self._existing(parent_ino, name)
             if stat.S_ISDIR(node.mode):
                 raise OSError(errno.EISDIR, "a directory")
-            self._view.keep_if_open(node)
-            return self._maker.unlink(parent.number, name, node.number, self._wall_ns())
+            self._losing_name(node)
+            return self._maker.unlink(parent.number, name, node.number, self._wall_ns()), False
 
-        done = await self._commit(store, (key,), plan)
+        await self._commit(store, (key,), plan)
         self._leases.book.removed(key, name)
-        return parent.ino - parent.number + done.unlink.inode if done is not None else None
+        self._lost_name(node)
+        return node.ino
 
     async def rmdir(self, parent_ino: int, name: bytes) -> int:
         """The ino that is gone."""
@@ -156,10 +182,10 @@ class TreeChanges:
         key = (store.feed_id, parent.number)
         removed = self._existing(parent_ino, name)
 
-        def plan() -> feed_pb2.TreeOperation:
+        def plan() -> Planned:
             node = self._existing(parent_ino, name)
             self._check_removable(node, store)
-            return self._maker.unlink(parent.number, name, node.number, self._wall_ns())
+            return self._maker.unlink(parent.number, name, node.number, self._wall_ns()), True
 
         await self._commit(store, (key, (store.feed_id, removed.number)), plan)
         self._leases.book.removed(key, name)
@@ -179,26 +205,31 @@ class TreeChanges:
         if replaced is not None and stat.S_ISDIR(replaced.mode) and not flags:
             leased.append((store.feed_id, replaced.number))
 
-        def plan() -> feed_pb2.TreeOperation | None:
+        def plan() -> Planned:
+            nonlocal replaced
             node = self._existing(*old)
-            standing = self._standing(*new)
+            standing = replaced = self._standing(*new)
             self._check_rename(store, node, standing, flags, moved=old[0] != new[0], to_parent=new[0])
             if standing is not None and standing.ino == node.ino:
                 return None  # two names of one file: rename(2) leaves both as they are
+            self._files.close_flushed(node.ino)
             if standing is not None and not flags & RENAME_EXCHANGE:
-                self._view.keep_if_open(standing)
-            return self._maker.rename(
+                self._losing_name(standing)
+            operation = self._maker.rename(
                 node.number, (parents[0].number, old[1]), (parents[1].number, new[1]),
                 standing.number if standing is not None else 0, flags, self._wall_ns(),
             )  # fmt: skip
+            return operation, stat.S_ISDIR(node.mode)
 
         done = await self._commit(store, leased, plan, exclusive=flags == RENAME_NO_REPLACE)
         if done is None or flags & RENAME_EXCHANGE:
             return None
         self._leases.book.removed(keys[0], old[1])
         self._leases.book.added(keys[1], new[1])
-        number = done.rename.replaced_inode
-        return parents[1].ino - parents[1].number + number if number else None
+        if replaced is None:
+            return None
+        self._lost_name(replaced)
+        return replaced.ino
 
     # ------------------------------------------------------------------ attributes
 
@@ -216,8 +247,8 @@ class TreeChanges:
             self._view.amend(node, asked, self._wall_ns())
             return
 
-        def plan() -> feed_pb2.TreeOperation:
-            return self._maker.set_attributes(node.number, asked, self._wall_ns())
+        def plan() -> Planned:
+            return self._maker.set_attributes(node.number, asked, self._wall_ns()), False
 
         await self._commit(store, (), plan)
 
@@ -226,10 +257,10 @@ class TreeChanges:
         node = self._view.get(ino)
         store = self._view.writable_store(node)
 
-        def plan() -> feed_pb2.TreeOperation:
+        def plan() -> Planned:
             if value is None and name not in self._view.xattrs(ino):
                 raise OSError(errno.ENODATA, "no such attribute")
-            return self._maker.set_xattr(node.number, name, value, self._wall_ns())
+            return self._maker.set_xattr(node.number, name, value, self._wall_ns()), False
 
         await self._commit(store, (), plan)
 
@@ -255,6 +286,15 @@ class TreeChanges:
         if node is None:
             raise OSError(errno.ENOENT, "no such name")
         return node
+
+    def _losing_name(self, node: Node) -> None:
+        if node.link_count == 1 and not stat.S_ISDIR(node.mode):
+            self._files.losing_last_name(node.ino)
+
+    def _lost_name(self, node: Node) -> None:
+        """`node` as it was before."""
+        if node.link_count == 1 and not stat.S_ISDIR(node.mode):
+            self._files.lost_last_name(node.ino)
 
     def _check_removable(self, node: Node, store: DataStore) -> None:
         """A directory that may go."""
@@ -295,35 +335,41 @@ class TreeChanges:
     ) -> feed_pb2.TreeOperation | None:
         """Plan with everything held that makes the plan true, and do it. None when there was nothing to do."""
         own = store.owner == self._maker.writer
-        await self._recorder.room()
-        if own and keys and not self._leases.holds(keys):
-            if not await until_reachable(lambda: self._leases.acquire(keys), self._sleep):
-                return await self._exact_until_reachable(store, plan)
-        elif not own and exclusive:
+        while True:
+            if own and keys and not self._leases.holds(keys):
+                if not await until_reachable(lambda: self._leases.acquire(keys), self._sleep):
+                    return await self._exact_until_reachable(store, plan)
+            elif not own and exclusive:
+                try:
+                    return await self._exact(store, plan())
+                except Unreachable:
+                    exclusive = False  # its owner is away: staged, and not exclusive (docs/guide/mount.md)
+            planned = plan()
+            if planned is None:
+                return None
             try:
-                return await self._exact(store, plan())
-            except Unreachable:
-                pass  # its owner is away: staged, and not exclusive (docs/guide/mount.md)
-        operation = plan()
-        if operation is not None:
-            self._recorder.record(store, operation)
-        return operation
+                self._recorder.record(store, planned[0], of_directory=planned[1])
+            except Full:
+                await self._recorder.room()
+                continue
+            return planned[0]
 
     async def _exact_until_reachable(self, store: DataStore, plan: Plan) -> feed_pb2.TreeOperation | None:
-        operation = plan()
+        planned = plan()
 
         async def attempt() -> bool:
-            await self._exact(store, operation)
+            await self._exact(store, planned)
             return True
 
         await until_reachable(attempt, self._sleep)
-        return operation
+        return planned[0] if planned is not None else None
 
-    async def _exact(self, store: DataStore, operation: feed_pb2.TreeOperation | None) -> feed_pb2.TreeOperation | None:
+    async def _exact(self, store: DataStore, planned: Planned) -> feed_pb2.TreeOperation | None:
         """Have the coordinator do it now. Raises: OSError when it does not hold any more; Unreachable."""
-        if operation is None:
+        if planned is None:
             return None
-        await self._recorder.submitted(store.feed_id)
+        operation, of_directory = planned
+        await self._recorder.before(store.feed_id, operation, of_directory=of_directory)
         staged = submit_pb2.StagedOperation(operation=operation)
         (outcome,) = await self._committer.submit(store.feed_id, [staged], exact=True)
         if outcome.outcome in (submit_pb2.MISSED, submit_pb2.REFUSED):

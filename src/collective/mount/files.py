@@ -7,18 +7,24 @@
                                        caches pages per inode, and pages of two contents must never be mixed
 
 A write is one journal record before the program that wrote goes on; uploading is `WrittenContents`' business.
+
+The kernel tells of a close(2) twice: `flush` before the program goes on, `release` some time later, when no copy of
+the descriptor is left. A file is closed for good at its release, or, when a program that closed it renames or links it
+at once (write aside, then rename over), just before that: its content must not come after its new name.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from collective.core.errors import NotFound
+from collective.core.errors import CollectiveError, NotFound
 from collective.mount.contents import content_key
+from collective.mount.dirty import DirtyFile
+from collective.mount.extents import BASE, Piece
 from collective.mount.handles import FileHandle, HandleTable, LastOpened, OpenInode
 from collective.mount.names import ContentReference, InlineContent, Node, is_directory
 from collective.mount.reading import ContentReader
@@ -36,48 +42,35 @@ class OpenedFile:
     keep_cache: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes [start, end) of a file: `data`, or, when None, those of the content below."""
-
-    start: int
-    end: int
-    data: bytes | memoryview | None
-
-
-class DirtyContent(Protocol):
-    """A file's content with changes on top."""
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def base(self) -> InlineContent | ContentReference:
-        """The library's content below the changes."""
-        ...
-
-
 class WrittenContents(Protocol):
     """Contents on their way from the journal into the library."""
 
-    def dirty(self, ino: int) -> DirtyContent | None: ...
+    def dirty(self, ino: int) -> DirtyFile | None:
+        """A file with changes that are not in the library; None: the names tell all there is to know about it."""
+        ...
 
-    def pieces(self, ino: int, start: int, end: int) -> Sequence[Piece]:
-        """What lies in [start, end) of a dirty file, in order, without gaps."""
+    def written(self, piece: Piece) -> bytes:
+        """The bytes of a piece that lies in the journal. Raises: Corrupt, Unreachable (the disk fails)."""
         ...
 
     async def write(self, node: Any, offset: int, data: bytes, time_ns: int) -> None:
         """In the journal when this returns. Raises: Full."""
         ...
 
-    async def truncate(self, node: Any, size_bytes: int, time_ns: int) -> None: ...
+    async def truncate(self, node: Any, size_bytes: int, time_ns: int) -> None:
+        """As `write`."""
+        ...
 
-    def closing(self, ino: int) -> None:
-        """A writer closed it: a good moment to upload. Raises: the error an upload met, once."""
+    def opened(self, ino: int) -> None:
+        """One more who may write."""
         ...
 
     def closed(self, ino: int) -> None:
-        """Nobody has it open for writing any more."""
+        """One less; with the last the content is sent."""
+        ...
+
+    def problem(self, ino: int) -> CollectiveError | None:
+        """What the last attempt to send the content met, told once."""
         ...
 
     async def sync(self, ino: int | None) -> None:
@@ -133,34 +126,50 @@ class OpenFiles:
             self._use(fresh, self._contents_of(node))
             opened = self._open[node.ino] = fresh
         opened.node = node
-        writes = flags & os.O_ACCMODE in WRITING_FLAGS
-        opened.users += 1
-        opened.writers += writes
+        handle = FileHandle(opened, flags & os.O_ACCMODE in WRITING_FLAGS)
+        opened.handles.add(handle)
         try:
-            number = self._handles.add(FileHandle(opened, writes))
+            number = self._handles.add(handle)
         except OSError:
-            self._leave(opened, writes)
+            self._leave(handle)
             raise
+        if handle.writes:
+            self._counted(handle, writing=True)
         return OpenedFile(number, self._last_opened.opened(node.ino, opened.key))
 
-    def release(self, number: int) -> Node | None:
-        """The handle is gone. Returns the node if nobody has the file open any more."""
-        handle = self._handles.remove(number)
-        return self._leave(handle.opened, handle.writes)
+    def release(self, number: int) -> int | None:
+        """The handle is gone. Returns the ino if nobody has the file open any more."""
+        return self._leave(self._handles.remove(number))
 
-    def _leave(self, opened: OpenInode, writes: bool) -> Node | None:
-        opened.users -= 1
-        opened.writers -= writes
-        if writes and not opened.writers and self._written is not None:
-            self._written.closed(opened.ino)
-        if opened.users:
+    def _leave(self, handle: FileHandle) -> int | None:
+        opened = handle.opened
+        self._counted(handle, writing=False)
+        opened.handles.discard(handle)
+        if opened.handles:
             return None
         if opened.content is not None:
             self._reader.close(opened.content)
         if self._open.get(opened.ino) is not opened:
             return None
         del self._open[opened.ino]
-        return opened.node
+        return opened.ino
+
+    def _counted(self, handle: FileHandle, *, writing: bool) -> None:
+        """Whether the handle counts among those that may still write."""
+        if handle.counted == writing or self._written is None:
+            return
+        handle.counted = writing
+        if writing:
+            self._written.opened(handle.opened.ino)
+        else:
+            self._written.closed(handle.opened.ino)
+
+    def close_flushed(self, ino: int) -> None:
+        """The file gets another name: handles that were closed, and whose release is on its way, write no more."""
+        opened = self._open.get(ino)
+        for handle in opened.handles if opened is not None else ():
+            if handle.flushed:
+                self._counted(handle, writing=False)
 
     def _is_current(self, opened: OpenInode, node: Node) -> bool:
         """Whether an open file may be shared: its bytes are those a new reader must see."""
@@ -221,23 +230,26 @@ class OpenFiles:
             return opened.inline[offset : offset + length]
         return await self._reader.read(opened.content, offset, length)
 
-    async def _read_dirty(self, opened: OpenInode, dirty: DirtyContent, offset: int, length: int) -> bytes | memoryview:
+    async def _read_dirty(self, opened: OpenInode, dirty: DirtyFile, offset: int, length: int) -> bytes | memoryview:
         assert self._written is not None
-        end = min(offset + length, dirty.size_bytes)
-        if end <= offset:
+        pieces = dirty.plan(offset, length)
+        if not pieces:
             return b""
-        pieces = self._written.pieces(opened.ino, offset, end)  # journal bytes are taken here, before anything waits
-        if len(pieces) == 1:
-            if pieces[0].data is not None:
-                return pieces[0].data
-            return await self._read_base(opened, offset, end - offset)
+        if len(pieces) == 1 and pieces[0].seq > 0:
+            return self._written.written(pieces[0])
+        if len(pieces) == 1 and pieces[0].seq == BASE:
+            return await self._read_base(opened, offset, pieces[0].end - offset)
         content, inline = opened.content, opened.inline
-        whole = bytearray(end - offset)
-        for piece in pieces:
-            if piece.data is not None:
-                data: bytes | memoryview = piece.data
-            elif content is None:
-                data = inline[piece.start : piece.end]
+        whole = bytearray(pieces[-1].end - offset)
+        below = []
+        for piece in pieces:  # the journal's part first: what waits below must not see it go
+            if piece.seq > 0:
+                whole[piece.start - offset : piece.end - offset] = self._written.written(piece)
+            elif piece.seq == BASE:
+                below.append(piece)
+        for piece in below:
+            if content is None:
+                data: bytes | memoryview = inline[piece.start : piece.end]
             else:
                 data = await self._reader.read(content, piece.start, piece.end - piece.start)
             whole[piece.start - offset : piece.end - offset] = data
@@ -251,21 +263,27 @@ class OpenFiles:
         if not handle.writes or self._written is None:
             raise OSError(errno.EBADF, "not open for writing")
         opened = handle.opened
+        handle.flushed = False
+        self._counted(handle, writing=True)
         await self._written.write(self._current_node(opened), offset, data, self._wall_ns())
         opened.changed_here = True
         return opened.ino
 
-    async def truncate(self, node: Node, size_bytes: int) -> None:
-        """Raises: OSError (EISDIR), CollectiveError."""
+    async def truncate(self, node: Node, size_bytes: int, *, opening: bool = False) -> None:
+        """`opening`: with O_TRUNC, which is a change even where nothing was. Raises: OSError (EISDIR, EROFS), …"""
         if is_directory(node):
             raise OSError(errno.EISDIR, "a directory")
         if self._written is None:
             raise OSError(errno.EROFS, "the mount is read-only")
-        await self._written.truncate(node, size_bytes, self._wall_ns())
-        opened = self._open.get(node.ino)
-        if opened is not None:
-            opened.changed_here = True
-        else:
+        if node.size_bytes == size_bytes and not opening:
+            return  # Linux leaves the times, too
+        self._written.opened(node.ino)
+        try:
+            await self._written.truncate(node, size_bytes, self._wall_ns())
+        finally:
+            opened = self._open.get(node.ino)
+            if opened is not None:
+                opened.changed_here = True
             self._written.closed(node.ino)
 
     def _current_node(self, opened: OpenInode) -> Node:
@@ -279,10 +297,13 @@ class OpenFiles:
         return opened.node
 
     def flush(self, number: int) -> None:
-        """close(2). Raises: the error an upload of this file met."""
+        """close(2). Raises: the error that the content met on its way to the library."""
         handle = self._handles.get(number)
         if handle.writes and self._written is not None:
-            self._written.closing(handle.opened.ino)
+            handle.flushed = True
+            problem = self._written.problem(handle.opened.ino)
+            if problem is not None:
+                raise problem
 
     async def fsync(self, number: int) -> None:
         """Raises: OSError, CollectiveError: what was written may not be safe."""

@@ -190,7 +190,7 @@ class FileSystem:
             return self._files.open(self._view.get(ino), flags)
         node: Node = self._changing().writable(ino)
         if flags & os.O_TRUNC and not is_directory(node):
-            await self._files.truncate(node, 0)
+            await self._files.truncate(node, 0, opening=True)
             self._told.changed_here(ino)
             node = self._view.get(ino)
         return self._files.open(node, flags)
@@ -224,9 +224,9 @@ class FileSystem:
         await self._files.fsync(number)
 
     def release(self, number: int) -> None:
-        left = self._files.release(number)
-        if left is not None and not left.link_count:
-            self._forget(left.ino)
+        closed = self._files.release(number)
+        if closed is not None:
+            self._forget(closed)
 
 
 def _check_xattr(name: bytes) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ from collective.mount.mountpoint import Mountpoint
 from collective.mount.names import Names, OpenSource, Space
 from collective.mount.reading import ContentReader
 from collective.mount.settings import MountSettings
+from collective.mount.writing import Writer
 
 __all__ = ["run_mount"]
 
@@ -53,10 +55,11 @@ async def run_mount(
     on_ready: Callable[[], None] | None = None,
     changes: AsyncIterator[object] | None = None,
     space: Callable[[], Space] = Space,
+    writer: Writer | None = None,
 ) -> None:
     """Mount and serve until unmounted from outside (returns) or cancelled (unmounts, then raises CancelledError).
 
-    `changes` yields whenever `names.change_counter()` may have grown; without it the counter is asked twice a second.
+    Without a `writer` the mount is read-only; with one `names` must be `WritableNames`. `changes` yields whenever `names.change_counter()` may have grown; without it the counter is asked twice a second.
     `space` tells `df`. `on_ready` is called once the mount answers.
 
     Raises: Misconfigured (mountpoint or FUSE unfit, settings impossible), with what to do.
@@ -64,15 +67,28 @@ async def run_mount(
     settings.check()
     now = asyncio.get_running_loop().time
     with await asyncio.to_thread(Mountpoint, settings.mountpoint, allow_other=settings.allow_other) as mountpoint:
-        async with ContentReader(open_source, settings, observer) as reader:
-            told = ToldNames(names, settings.names_timeout_seconds)
-            files = FileSystem(names, OpenFiles(names, reader), told, now, space)
-            _mount(Operations(files, settings, observer), mountpoint, settings, read_only=True)
+        async with ContentReader(open_source, settings, observer) as reader, AsyncExitStack() as stack:
+            if writer is None or settings.read_only:
+                told = ToldNames(names, settings.names_timeout_seconds)
+                files = FileSystem(names, OpenFiles(names, reader), told, now, space)
+                changed: Callable[[], None] = _nothing
+            else:
+                writing = await stack.enter_async_context(writer.begin(names, reader, open_source, observer))
+                told = ToldNames(writing.view, settings.names_timeout_seconds, writing.certain)
+                files = FileSystem(
+                    writing.view, writing.files, told, now, space, writing.changes, writing.forget
+                )
+                changed = writing.view.refresh
+            _mount(Operations(files, settings, observer), mountpoint, settings, read_only=writer is None or settings.read_only)
             try:
-                keeping = follow_changes(names, told, partial(_note, files, observer), changes, observer)
+                keeping = follow_changes(names, told, partial(_note, files, observer), changes, observer, changed)
                 await _serve(reader, mountpoint, settings, observer, keeping, on_ready)
             finally:
                 pyfuse3.close(unmount=True)
+
+
+def _nothing() -> None:
+    """Nothing has to be looked at again when the names changed."""
 
 
 def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettings, *, read_only: bool) -> None:

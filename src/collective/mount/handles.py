@@ -29,21 +29,22 @@ class OpenInode:
     key: Hashable = None
     inline: bytes = b""
     content: Content | None = None
-    users: int = 0
-    writers: int = 0
     changed_here: bool = False
+    handles: set[FileHandle] = field(default_factory=set)
 
     @property
     def ino(self) -> int:
         return self.node.ino
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class FileHandle:
-    """One `open` of a file."""
+    """One `open` of a file. `flushed`: closed, as far as the kernel told; `counted`: among those that may write."""
 
     opened: OpenInode
     writes: bool = False
+    flushed: bool = False
+    counted: bool = False
 
 
 @dataclass(slots=True)

@@ -1,21 +1,20 @@
 """The operations a mount's changes become: everything that identifies a change is fixed when it is made.
 
-Pure but for the randomness of ids, which comes in. Times are nanoseconds since 1970; numbers are inode numbers within
+Pure but for the randomness of ids, which is the author's. Times are nanoseconds since 1970; numbers are inode numbers within
 the DataStore.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from collective.mount.committing import Author
 from collective.wire import feed_pb2
 
 __all__ = ["RENAME_EXCHANGE", "RENAME_NO_REPLACE", "AttributeChange", "NewInode", "OperationMaker"]
 
 RENAME_NO_REPLACE = 1
 RENAME_EXCHANGE = 2
-OPERATION_ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +45,11 @@ class AttributeChange:
 
 
 class OperationMaker:
-    """Makes one mount's operations. `writer`: its member's domain; `actor`: its own federated address; `random(n)`
-    gives n bytes nobody else has."""
+    """Makes one mount's operations."""
 
-    def __init__(self, writer: str, actor: str, random: Callable[[int], bytes]) -> None:
-        self.writer = writer
-        self._actor = actor
-        self._random = random
-
-    def _operation(self, time_ns: int) -> feed_pb2.TreeOperation:
-        return feed_pb2.TreeOperation(
-            id=feed_pb2.OperationId(writer=self.writer, random=self._random(OPERATION_ID_BYTES)),
-            actor=self._actor,
-            time_nanoseconds=time_ns,
-        )
+    def __init__(self, author: Author) -> None:
+        self.writer = author.domain
+        self._operation = author.operation
 
     def create(self, parent: int, name: bytes, number: int, new: NewInode, time_ns: int) -> feed_pb2.TreeOperation:
         operation = self._operation(time_ns)

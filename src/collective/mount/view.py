@@ -54,6 +54,13 @@ class DirtySize(Protocol):
     def mtime_ns(self) -> int: ...
 
 
+class DirtySizes(Protocol):
+    """All of them."""
+
+    def __len__(self) -> int: ...
+    def get(self, ino: int) -> DirtySize | None: ...
+
+
 class LeasedNames:
     """The names, and nobody asked where a lease makes it certain that a name is not there."""
 
@@ -107,15 +114,13 @@ class TreeView:
         names: WritableNames,
         leased: LeasedNames,
         overlay: Overlay,
-        dirty: Mapping[int, DirtySize],
-        is_open: Callable[[int], bool],
+        dirty: DirtySizes,
         may_write: Callable[[DataStore], bool],
     ) -> None:
         self._names = names
         self._leased = leased
         self._overlay = overlay
         self._dirty = dirty
-        self._is_open = is_open
         self._may_write = may_write
         self._stores: dict[bytes, DataStore] = {}
         self.content = overlay.content
@@ -180,10 +185,9 @@ class TreeView:
             raise Refused(f"{store.owner} has not given WRITE here")
         return store
 
-    def keep_if_open(self, node: Node) -> None:
+    def keep(self, ino: int) -> None:
         """A file about to lose its last name stays for those who have it open."""
-        if node.link_count == 1 and self._is_open(node.ino):
-            self._overlay.keep(node.ino)
+        self._overlay.keep(ino)
 
     def amend(self, node: Node, asked: AttributeChange, time_ns: int) -> None:
         """Attributes of an open file without a name: nobody else will ever see them."""
