@@ -144,7 +144,7 @@ def test_an_overlay_shows_what_the_entry_will_make(seed: int) -> None:
         overlay.settle(range(len(operations)))
         assert shown(overlay, store) == before
         assert len(overlay) == 0
-        assert not any((overlay._nodes, overlay._names, overlay._xattrs, overlay._fresh, overlay._parents))
+        assert not any((overlay._nodes, overlay._names, overlay._xattrs, overlay._fresh, overlay._places))
         federation.close()
 
 

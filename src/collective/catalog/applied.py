@@ -212,14 +212,16 @@ class AppliedTree(Facts):
         joined = self._namespace()
         return [ino for ino in joined.children if ino not in joined.synthetic]
 
-    def parent_of(self, ino: int) -> int | None:
-        """The directory that holds a directory of the same DataStore; None at its root or when it is gone."""
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
         prefix, number = ino >> NUMBER_BITS, ino & ((1 << NUMBER_BITS) - 1)
         store = self._namespace().roots.get(prefix << NUMBER_BITS | ROOT_NUMBER)
-        if store is None or number == ROOT_NUMBER:
+        if store is None:
             return None
-        row = self._one("SELECT parent FROM links WHERE store = ? AND inode = ?", store.store_number, number)
-        return prefix << NUMBER_BITS | as_int(row[0]) if row else None
+        row = self._one(
+            "SELECT parent, name FROM links WHERE store = ? AND inode = ? LIMIT 1", store.store_number, number
+        )
+        return (prefix << NUMBER_BITS | as_int(row[0]), as_bytes(row[1])) if row else None
 
 
 def _node(store: DataStore, row: Sequence[object]) -> Node:

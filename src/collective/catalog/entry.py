@@ -32,6 +32,7 @@ __all__ = [
     "key_name_of",
     "member_feed_id",
     "open_sealed",
+    "operation_hash",
     "parse_entry",
     "position_of",
     "root_feed_id",
@@ -46,6 +47,7 @@ _HASH_CONTEXT = "collective 2026 feed entry 1"
 _PUBLIC_CONTEXT = "collective 2026 entry public part 1"
 _ROOT_CONTEXT = "collective 2026 root feed id 1"
 _MEMBER_CONTEXT = "collective 2026 member feed id 1"
+_OPERATION_CONTEXT = "collective 2026 operation id 1"
 _KEY_CONTEXT = "collective 2026 datastore key name 1"
 _SIGNATURE_TAG = b"collective feed entry 1\0"
 _SEAL_INFO = b"collective entry seal 1"
@@ -64,6 +66,11 @@ def member_feed_id(first_ca_certificate_der: bytes) -> bytes:
 def key_name_of(key: bytes) -> bytes:
     """A DataStore key's name: its hash."""
     return blake3(key, derive_key_context=_KEY_CONTEXT).digest()
+
+
+def operation_hash(operation_id: feed_pb2.OperationId) -> bytes:
+    """32 bytes: what says in public that an operation is settled, without saying whose or which."""
+    return blake3(operation_id.random + operation_id.writer.encode(), derive_key_context=_OPERATION_CONTEXT).digest()
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,10 @@ CREATE TABLE conflicts (
     at_ms INTEGER NOT NULL,
     feed_id BLOB NOT NULL,
     writer TEXT NOT NULL,
+    random BLOB NOT NULL,                    -- of the operation id
     wanted BLOB NOT NULL,                    -- path within the DataStore
     kept BLOB NOT NULL,
-    reason TEXT NOT NULL
+    name BLOB NOT NULL,                      -- the last part of `kept`
+    reason TEXT NOT NULL,
+    UNIQUE (writer, random)
 ) STRICT;

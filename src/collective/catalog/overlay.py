@@ -44,8 +44,8 @@ class Base(Protocol):
     def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, Node]]: ...
     def content(self, node: Node) -> Contents: ...
     def xattrs(self, ino: int) -> Mapping[bytes, bytes]: ...
-    def parent_of(self, ino: int) -> int | None:
-        """The directory that holds a directory of the same DataStore; None at its root or when it is gone."""
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
         ...
 
 
@@ -67,8 +67,7 @@ class Overlay:
         self._names: dict[int, Names] = {}
         self._xattrs: dict[int, dict[bytes, XattrOverride]] = {}
         self._fresh: dict[int, FreshOverride] = {}
-        # of directories that were made or moved here, as long as their names are overridden
-        self._parents: dict[int, int] = {}
+        self._places: dict[int, tuple[int, bytes]] = {}  # ino -> (directory, name), of names that were given here
         self._touched: dict[int, list[Override]] = {}  # seq -> what it touched, until it is settled
         self._kept: dict[int, _Kept] = {}
 
@@ -106,8 +105,8 @@ class Overlay:
                 names.drop(override.name)
                 if not names.by_name:
                     del self._names[override.parent]
-                if self._parents.get(override.child) == override.parent:
-                    del self._parents[override.child]
+                if self._places.get(override.child) == (override.parent, override.name):
+                    del self._places[override.child]
             case XattrOverride():
                 xattrs = self._xattrs[override.ino]
                 del xattrs[override.name]
@@ -239,9 +238,14 @@ class Overlay:
                 shown[name] = change.value
         return shown
 
-    def parent_of(self, ino: int) -> int | None:
-        """The directory that holds a directory; None at a DataStore's root or when it is gone."""
-        return self._parents.get(ino) or self._base.parent_of(ino)
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
+        return self._places.get(ino) or self._base.place_of(ino)
+
+    def place_before(self, ino: int) -> tuple[int, bytes] | None:
+        """Where an inode stood that lost its last name here; None of all others."""
+        override = self._nodes.get(ino)
+        return override.place if override is not None else None
 
 
 def located(store: DataStore, number: int) -> int:

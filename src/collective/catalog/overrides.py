@@ -41,9 +41,10 @@ class Override:
 
 @dataclass(slots=True, eq=False)
 class NodeOverride(Override):
-    """`node` None: the inode is gone. `content` None: the base's."""
+    """`node` None: the inode is gone, from `place`. `content` None: the base's."""
 
     ino: int = 0
+    place: tuple[int, bytes] | None = None
     node: Node | None = None
     content: Contents | None = None
 
@@ -152,8 +153,8 @@ class StoreState:
         return node.number if node.store_id == self._store.feed_id else None
 
     def parent_of(self, directory: int) -> int | None:
-        parent = self._overlay.parent_of(self._ino(directory))
-        return parent & (MAX_NUMBER - 1) if parent is not None else None
+        place = self._overlay.place_of(self._ino(directory))
+        return place[0] & (MAX_NUMBER - 1) if place is not None else None
 
     def has_names(self, directory: int) -> bool:
         ino, after = self._ino(directory), b""
@@ -219,19 +220,21 @@ class StoreState:
             kept.xattrs = dict(self._overlay.xattrs(ino))
         override = self._override(number)
         override.node = override.content = None
-        self._overlay._parents.pop(ino, None)
+        override.place = (self._ino(parent), name)
+        self._overlay._places.pop(ino, None)
         for change in self._overlay._xattrs.get(ino, {}).values():
             change.value = None
             self._touch(change)
 
     def add_name(self, parent: int, name: bytes, number: int) -> None:
         self._name(parent, name).child = self._ino(number)
-        node = self._node(number)
-        if node is not None and node.is_directory:
-            self._overlay._parents[self._ino(number)] = self._ino(parent)
+        self._overlay._places[self._ino(number)] = (self._ino(parent), name)
 
     def drop_name(self, parent: int, name: bytes) -> None:
-        self._name(parent, name).child = 0
+        override = self._name(parent, name)
+        if self._overlay._places.get(override.child) == (override.parent, name):
+            del self._overlay._places[override.child]
+        override.child = 0
 
     def _name(self, parent: int, name: bytes) -> NameOverride:
         ino = self._ino(parent)

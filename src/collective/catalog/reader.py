@@ -72,11 +72,12 @@ class Reader(AppliedTree):
                 return dict(self._overlay.xattrs(ino))
         return super().xattrs(ino)
 
-    def parent_of(self, ino: int) -> int | None:
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
         if self._has_staged(ino):
             with self._staged_lock:
-                return self._overlay.parent_of(ino)
-        return super().parent_of(ino)
+                return self._overlay.place_of(ino)
+        return super().place_of(ino)
 
     # ------------------------------------------------------------ what is staged
 
@@ -172,5 +173,5 @@ class _Applied:
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         return AppliedTree.xattrs(self._tree, ino)
 
-    def parent_of(self, ino: int) -> int | None:
-        return AppliedTree.parent_of(self._tree, ino)
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        return AppliedTree.place_of(self._tree, ino)

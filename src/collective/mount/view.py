@@ -37,7 +37,7 @@ class WritableNames(Protocol):
     def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> Sequence[tuple[bytes, Node]]: ...
     def content(self, node: Node) -> Inline | VersionReference: ...
     def xattrs(self, ino: int) -> Mapping[bytes, bytes]: ...
-    def parent_of(self, ino: int) -> int | None: ...
+    def place_of(self, ino: int) -> tuple[int, bytes] | None: ...
     def change_counter(self) -> int: ...
     def datastores(self) -> Sequence[DataStore]: ...
     def folders_with_datastores(self) -> Sequence[int]:
@@ -72,7 +72,7 @@ class LeasedNames:
         self.list = names.list
         self.content = names.content
         self.xattrs = names.xattrs
-        self.parent_of = names.parent_of
+        self.place_of = names.place_of
 
     def refresh(self, stores: Sequence[DataStore]) -> None:
         """The DataStores there are now."""
@@ -209,7 +209,8 @@ class TreeView:
                 return True
             if current is None:
                 return False
-            current = self._overlay.parent_of(current)
+            place = self._overlay.place_of(current)
+            current = place[0] if place is not None else None
         return True  # too deep to say: refused
 
     def encloses_datastore(self, ino: int) -> bool:
