@@ -207,7 +207,7 @@ class AppliedTree(Facts):
         )  # fmt: skip
         return {as_bytes(name): as_bytes(value) for name, value in rows}
 
-    def folders_with_datastores(self) -> list[int]:
+    def folders_with_datastores(self) -> Sequence[int]:
         """The real folders in which a DataStore, or a folder leading to one, stands."""
         joined = self._namespace()
         return [ino for ino in joined.children if ino not in joined.synthetic]

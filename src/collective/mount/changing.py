@@ -125,11 +125,13 @@ class TreeChanges:
                 raise OSError(errno.EEXIST, "the name is taken")
             return self._maker.create(parent.number, name, number, made, self._wall_ns()), stat.S_ISDIR(made.mode)
 
-        await self._commit(store, (key,), plan, exclusive=exclusive)
+        ino = parent.ino - parent.number + number
+        with self._view.unborn(ino):
+            await self._commit(store, (key,), plan, exclusive=exclusive)
         self._leases.book.added(key, name)
         if stat.S_ISDIR(made.mode):
             self._leases.made((store.feed_id, number), key)
-        return await self._shown(parent.ino - parent.number + number)
+        return await self._shown(ino)
 
     async def link(self, ino: int, parent_ino: int, name: bytes) -> Node:
         parent = self._directory(parent_ino)
@@ -209,7 +211,7 @@ class TreeChanges:
             nonlocal replaced
             node = self._existing(*old)
             standing = replaced = self._standing(*new)
-            self._check_rename(store, node, standing, flags, moved=old[0] != new[0], to_parent=new[0])
+            self._check_rename(store, node, standing, flags, (old[0], new[0]))
             if standing is not None and standing.ino == node.ino:
                 return None  # two names of one file: rename(2) leaves both as they are
             self._files.close_flushed(node.ino)
@@ -306,27 +308,34 @@ class TreeChanges:
             raise OSError(errno.ENOTEMPTY, "the directory is not empty")
 
     def _check_rename(
-        self, store: DataStore, node: Node, standing: Node | None, flags: int, *, moved: bool, to_parent: int
+        self, store: DataStore, node: Node, standing: Node | None, flags: int, parents: tuple[int, int]
     ) -> None:
+        """`parents` are the inos of the directories from which and to which."""
         for one in (node, standing):
             if one is not None and one.store_id != store.feed_id:
                 raise OSError(errno.EBUSY, "a DataStore stands here")
             if one is not None and stat.S_ISDIR(one.mode) and self._view.encloses_datastore(one.ino):
                 raise OSError(errno.EBUSY, "a DataStore stands below")
-        if moved and stat.S_ISDIR(node.mode) and self._view.is_below(to_parent, node.ino):
-            raise OSError(errno.EINVAL, "a directory cannot be moved below itself")
+        self._check_not_below(node, parents[1])
         if standing is None:
             if flags & RENAME_EXCHANGE:
                 raise OSError(errno.ENOENT, "there is nothing to exchange with")
             return
         if flags & RENAME_NO_REPLACE:
             raise OSError(errno.EEXIST, "the name is taken")
-        if flags & RENAME_EXCHANGE or standing.ino == node.ino:
+        if flags & RENAME_EXCHANGE:
+            self._check_not_below(standing, parents[0])
+            return
+        if standing.ino == node.ino:
             return
         if stat.S_ISDIR(node.mode):
             self._check_removable(standing, store)
         elif stat.S_ISDIR(standing.mode):
             raise OSError(errno.EISDIR, "a directory")
+
+    def _check_not_below(self, moved: Node, parent_ino: int) -> None:
+        if stat.S_ISDIR(moved.mode) and self._view.is_below(parent_ino, moved.ino):
+            raise OSError(errno.EINVAL, "a directory cannot be moved below itself")
 
     # ------------------------------------------------------------------ doing
 

@@ -26,7 +26,7 @@ from collective.mount.contents import content_key
 from collective.mount.dirty import DirtyFile
 from collective.mount.extents import BASE, Piece
 from collective.mount.handles import FileHandle, HandleTable, LastOpened, OpenInode
-from collective.mount.names import ContentReference, InlineContent, Node, is_directory
+from collective.mount.names import ContentReference, InlineContent, Node, inline_bytes, is_directory
 from collective.mount.reading import ContentReader
 
 __all__ = ["ContentView", "OpenFiles", "OpenedFile", "WrittenContents"]
@@ -183,7 +183,8 @@ class OpenFiles:
 
     @staticmethod
     def _key(contents: InlineContent | ContentReference) -> Hashable:
-        return hash(contents.data) if isinstance(contents, InlineContent) else content_key(contents)
+        data = inline_bytes(contents)
+        return hash(data) if data is not None else content_key(contents)
 
     def _use(self, opened: OpenInode, contents: InlineContent | ContentReference) -> None:
         """From now on the library's bytes of an open file are these."""
@@ -191,8 +192,9 @@ class OpenFiles:
         if key == opened.key:
             return
         before, opened.content, opened.inline = opened.content, None, b""
-        if isinstance(contents, InlineContent):
-            opened.inline = contents.data
+        data = inline_bytes(contents)
+        if data is not None:
+            opened.inline = data
         else:
             opened.content = self._reader.open(contents)
         if opened.key is not None:

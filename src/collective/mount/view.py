@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -68,11 +69,17 @@ class LeasedNames:
         self._names = names
         self._leases = leases
         self._store_ids: dict[int, bytes] = {}  # by inode prefix
-        self.get = names.get
+        self.unborn: set[int] = set()  # inos of numbers that were never used: nothing can have them
         self.list = names.list
         self.content = names.content
         self.xattrs = names.xattrs
         self.place_of = names.place_of
+
+    def get(self, ino: int) -> Node:
+        """Raises: NotFound."""
+        if ino in self.unborn:
+            raise NotFound("there is no such file yet")
+        return self._names.get(ino)
 
     def refresh(self, stores: Sequence[DataStore]) -> None:
         """The DataStores there are now."""
@@ -200,6 +207,15 @@ class TreeView:
     def forget(self, ino: int) -> None:
         """Nobody has it open any more."""
         self._overlay.drop(ino)
+
+    @contextmanager
+    def unborn(self, ino: int) -> Iterator[None]:
+        """While this holds nothing in the library has that number, and nobody is asked."""
+        self._leased.unborn.add(ino)
+        try:
+            yield
+        finally:
+            self._leased.unborn.discard(ino)
 
     def is_below(self, ino: int, ancestor: int) -> bool:
         """Whether a directory is `ancestor` or lies below it."""

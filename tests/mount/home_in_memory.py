@@ -1,0 +1,154 @@
+"""A home in one process: a real catalogue, a coordinator's desk over it, chunks in a dictionary."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memory_library import MemorySource, MemorySources
+from support.catalogs import FEDERATION, TestFederation
+
+from collective.catalog import Catalog, DataStore, Reader, VersionReference
+from collective.catalog.numbers import take_numbers
+from collective.catalog.staging import commit_operations
+from collective.core.errors import Unreachable
+from collective.core.layout import CHUNK_SIZE_BYTES, VersionLayout
+from collective.mount.committing import GiveUp, PlainContent, SealedContent
+from collective.mount.names import Space
+from collective.wire import feed_pb2, submit_pb2
+
+ALICE = f"alice.{FEDERATION}"
+READ_BYTES = 1 << 20
+
+
+class HomeNames(Reader):
+    """The catalogue's reader, as a mount opens it."""
+
+
+@dataclass
+class Desk:
+    """A coordinator: commits to the catalogue, keeps contents, leases directories to one committer at a time."""
+
+    catalog: Catalog
+    contents: dict[bytes, bytes] = field(default_factory=dict)
+    holders: dict[tuple[bytes, int], MemoryCommitter] = field(default_factory=dict)
+    reachable: bool = True
+    submitted: int = 0
+    uploads: int = 0
+    outcomes: list[submit_pb2.OperationOutcome] = field(default_factory=list)
+    locks: dict[tuple[bytes, int], asyncio.Lock] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if not self.reachable:
+            raise Unreachable("the coordinator is away")
+
+    async def open_source(self, reference: VersionReference) -> MemorySource:
+        data = self.contents[reference.version_id]
+        return MemorySource(SOURCES, data, VersionLayout(len(data), CHUNK_SIZE_BYTES))
+
+
+SOURCES = MemorySources(None)  # type: ignore[arg-type]  # counts and gates only
+
+
+class MemoryCommitter:
+    """One mount's connection to the desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.session = 1
+        self._give_up: GiveUp | None = None
+
+    async def submit(
+        self, store_id: bytes, operations: Sequence[submit_pb2.StagedOperation], *, exact: bool
+    ) -> Sequence[submit_pb2.OperationOutcome]:
+        self.desk.check()
+        await asyncio.sleep(0)
+        self.desk.check()
+        outcomes, _ = commit_operations(
+            self.desk.catalog, store_id, operations, actor_domain=ALICE, now=self.desk.catalog.clock.wall(), exact=exact
+        )
+        self.desk.submitted += len(operations)
+        self.desk.outcomes += outcomes
+        return outcomes
+
+    async def lease_numbers(self, store_id: bytes, count: int) -> range:
+        self.desk.check()
+        await asyncio.sleep(0)
+        numbers = take_numbers(self.desk.catalog, store_id, count)
+        assert numbers is not None
+        return numbers
+
+    async def lease_directory(self, store_id: bytes, inode: int) -> float | None:
+        self.desk.check()
+        key = (store_id, inode)
+        async with self.desk.locks.setdefault(key, asyncio.Lock()):
+            holder = self.desk.holders.get(key)
+            if holder is not None and holder is not self:
+                del self.desk.holders[key]
+                assert holder._give_up is not None
+                await holder._give_up(store_id, inode)
+            self.desk.holders[key] = self
+        return 3.0
+
+    def on_recall(self, give_up: GiveUp) -> None:
+        self._give_up = give_up
+
+    def leases_valid_until(self) -> float:
+        return float("inf") if self.desk.reachable else 0.0
+
+    async def upload(self, content: PlainContent) -> SealedContent:
+        self.desk.check()
+        data = bytearray(content.size_bytes)
+        previous = self.desk.contents[content.previous.version_id] if content.previous is not None else b""
+        kept = min(len(previous), content.size_bytes)
+        data[:kept] = previous[:kept]
+        for start, end in content.changed:
+            for offset in range(start, end, READ_BYTES):
+                with memoryview(data)[offset : min(end, offset + READ_BYTES)] as view:
+                    await content.read(offset, view)
+        self.desk.check()
+        version_id = os.urandom(16)
+        self.desk.contents[version_id] = bytes(data)
+        self.desk.uploads += 1
+        store = self.desk.catalog.store(content.store_id)
+        layout = feed_pb2.Layout(
+            version_id=version_id, size_bytes=len(data), chunk_size_bytes=CHUNK_SIZE_BYTES, members=[ALICE]
+        )
+        sealed = feed_pb2.Content(size_bytes=len(data), version_id=version_id, key_name=store.key_name)
+        return SealedContent(sealed, layout, [], [], len(data))
+
+    async def await_level(self, store_id: bytes, version_id: bytes, level: str, timeout_seconds: float) -> str:
+        self.desk.check()
+        return level
+
+    def may_write(self, store: DataStore) -> bool:
+        return store.owner == ALICE
+
+    def space(self) -> Space:
+        return Space(1 << 40, 1 << 39)
+
+
+@contextmanager
+def home_in_memory(folder: Path, *paths: bytes) -> Iterator[tuple[Desk, Callable[[], Reader]]]:
+    """Alice's home with DataStores at `paths`; a desk, and what opens a reader of her database."""
+    federation = TestFederation(folder)
+    catalog = federation.add("alice")
+    for path in paths:
+        catalog.create_datastore(path, feed_pb2.MEDIA, 1, {})
+    federation.sync()
+    readers: list[Reader] = []
+
+    def open_reader() -> Reader:
+        readers.append(HomeNames.open(federation.folder("alice") / "catalog.db", ALICE))
+        return readers[-1]
+
+    try:
+        yield Desk(catalog), open_reader
+    finally:
+        for reader in readers:
+            reader.close()
+        federation.close()
