@@ -17,7 +17,7 @@ from typing import Self
 from cryptography import x509
 
 from collective.catalog.database import database_error, open_for_reading
-from collective.catalog.entry import parse_entry
+from collective.catalog.entry import open_sub_path, parse_entry
 from collective.catalog.models import DataStore, Member
 from collective.catalog.permissions import Verdict, judge, path_covers
 from collective.core.address import FederatedAddress, parse_address
@@ -170,7 +170,7 @@ class Facts:
     def may(
         self, subject: FederatedAddress | str, right: int, store_id: bytes, sub_path: bytes = b"", *, now: float
     ) -> Verdict:
-        """Whether a component or member has a right in a DataStore. `now` in seconds since 1970."""
+        """Whether a component or member has a right at a path inside a DataStore. `now` in seconds since 1970."""
         try:
             store = self.store(store_id)
         except NotFound as error:
@@ -180,12 +180,22 @@ class Facts:
         return judge(
             self._grants_of(store.owner),
             owner=store.owner,
-            store_path=store.path + (b"/" + sub_path if sub_path else b""),
+            store_path=store.path,
+            sub_path=sub_path,
+            open_sub_path=lambda sealed: self.open_sub_path(store_id, sealed),
             subject=address,
             right=right,
             now=now,
             removed=bool(removed and removed[0]),
         )
+
+    def open_sub_path(self, store_id: bytes, sealed: bytes) -> bytes | None:
+        """The folder inside a DataStore that a grant names sealed; None where the key it was sealed under is not."""
+        for (key,) in self._all("SELECT key FROM keys WHERE feed_id = ?", store_id):
+            opened = open_sub_path(as_bytes(key), store_id, sealed)
+            if opened is not None:
+                return opened
+        return None
 
     def store_key(self, key_name: bytes) -> bytes | None:
         """A DataStore key by its name, None when this home does not hold it."""

@@ -14,7 +14,7 @@ from collective.catalog.applied import AppliedTree
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.models import Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS
-from collective.catalog.overlay import Overlay
+from collective.catalog.overlay import Base, Overlay
 from collective.core.errors import NotFound
 from collective.wire import feed_pb2, submit_pb2
 
@@ -78,6 +78,10 @@ class Reader(AppliedTree):
             with self._staged_lock:
                 return self._overlay.place_of(ino)
         return super().place_of(ino)
+
+    def applied(self) -> Base:
+        """The tree without what is staged, for an overlay to stand on."""
+        return _Applied(self)
 
     # ------------------------------------------------------------ what is staged
 
