@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,16 @@ from collective.catalog.numbers import take_numbers
 from collective.catalog.staging import commit_operations
 from collective.core.errors import Unreachable
 from collective.core.layout import CHUNK_SIZE_BYTES, VersionLayout
-from collective.mount.committing import GiveUp, PlainContent, SealedContent
+from collective.core.observe import SILENT, Observer
+from collective.mount.changes import ToldNames
+from collective.mount.committing import Author, GiveUp, PlainContent, SealedContent
+from collective.mount.filesystem import FileSystem
+from collective.mount.journal import JournalSettings
+from collective.mount.journal_folder import JournalFolder
 from collective.mount.names import Space
+from collective.mount.reading import ContentReader
+from collective.mount.settings import MountSettings
+from collective.mount.writing import Writer, Writing
 from collective.wire import feed_pb2, submit_pb2
 
 ALICE = f"alice.{FEDERATION}"
@@ -152,3 +161,49 @@ def home_in_memory(folder: Path, *paths: bytes) -> Iterator[tuple[Desk, Callable
         for reader in readers:
             reader.close()
         federation.close()
+
+
+class RealClock:
+    """Time as it passes."""
+
+    wall = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+@dataclass
+class Mount:
+    """One mount of the home, without a kernel."""
+
+    files: FileSystem
+    writing: Writing
+    committer: MemoryCommitter
+
+    async def settled(self) -> None:
+        """Everything that was changed is in the catalogue."""
+        await self.writing.drained()
+
+
+@asynccontextmanager
+async def mount_in_memory(
+    desk: Desk, names: Reader, journals: Path, observer: Observer = SILENT, committer: MemoryCommitter | None = None
+) -> AsyncIterator[Mount]:
+    """A file system over the home; its journal lies in `journals`, and is taken up again by the next one there."""
+    journals.mkdir(exist_ok=True)
+    folder = JournalFolder(journals, JournalSettings(reserve_bytes=0, reserve_share=0), b"boot" * 4, observer)
+    journal = await folder.open()
+    committer = committer or MemoryCommitter(desk)
+    clock = RealClock()
+    writer = Writer(committer, journal, Author(ALICE, f"client@{ALICE}"), clock)
+    try:
+        async with (
+            ContentReader(desk.open_source, MountSettings(journals), observer) as reader,
+            writer.begin(names, reader, desk.open_source, observer) as writing,
+        ):
+            told = ToldNames(writing.view, 5.0, writing.certain)
+            files = FileSystem(
+                writing.view, writing.files, told, clock.monotonic, committer.space, writing.changes, writing.forget
+            )
+            yield Mount(files, writing, committer)
+    finally:
+        await journal.close()
+        folder.release()

@@ -111,11 +111,15 @@ class Writing:
     ) -> None:
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                await self._replay.wait()
+                await self.drained()
         except (TimeoutError, CollectiveError) as failure:
             self._observer.event("mount.unsent", reason=str(failure), journal_bytes=self._journal.size_bytes)
         finally:
             await self._replay.__aexit__(kind, error, trace)
+
+    async def drained(self) -> None:
+        """Send everything there is, open files as they stand; returns when the coordinator has it."""
+        await self._replay.wait()
 
     def _wall_ns(self) -> int:
         return int(self._clock.wall() * 1e9)
