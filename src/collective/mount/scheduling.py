@@ -188,6 +188,20 @@ class Schedule:
         found.discard(0)
         return sorted(found)
 
+    def free(self) -> list[int]:
+        """What may be taken together now, with whatever follows from it, and what was taken and is not finished."""
+        found = {ticket for ticket, entry in self._entries.items() if entry.taken}
+        waits: dict[int, int] = {}
+        ready = list(self._takeable)
+        while ready:
+            ticket = ready.pop()
+            found.add(ticket)
+            for follower in self._entries[ticket].followers:
+                waits[follower] = waits.get(follower, self._entries[follower].waits) - 1
+                if not waits[follower]:
+                    ready.append(follower)
+        return sorted(found)
+
     def changing_names_in(self, directory: int) -> Sequence[int]:
         """What is queued that puts or takes names in a directory (its inode number)."""
         use = self._uses.get(~directory)
