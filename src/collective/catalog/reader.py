@@ -80,8 +80,8 @@ class Reader(AppliedTree):
         return super().place_of(ino)
 
     def applied(self) -> Base:
-        """The tree without what is staged, for an overlay to stand on."""
-        return _Applied(self)
+        """The tree without what is staged, as it stands while a change lasts; for an overlay to stand on."""
+        return _Still(self)
 
     # ------------------------------------------------------------ what is staged
 
@@ -179,3 +179,35 @@ class _Applied:
 
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         return AppliedTree.place_of(self._tree, ino)
+
+
+class _Still(_Applied):
+    """The applied tree while nobody changes it: every name and inode is looked up once."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__(reader)
+        self._nodes: dict[int, Node | None] = {}
+        self._names: dict[tuple[int, bytes], Node | None] = {}
+
+    def get(self, ino: int) -> Node:
+        if ino not in self._nodes:
+            try:
+                self._nodes[ino] = super().get(ino)
+            except NotFound:
+                self._nodes[ino] = None
+        return _present(self._nodes[ino])
+
+    def lookup(self, parent_ino: int, name: bytes) -> Node:
+        key = parent_ino, name
+        if key not in self._names:
+            try:
+                self._names[key] = super().lookup(parent_ino, name)
+            except NotFound:
+                self._names[key] = None
+        return _present(self._names[key])
+
+
+def _present(node: Node | None) -> Node:
+    if node is None:
+        raise NotFound("there is no such file any more")
+    return node

@@ -1,8 +1,9 @@
 """Moving entries and chunks between members; each module moves one thing one way.
 
-*sync*: entries from peers, *serve*: entries and tickets to them. *push*: plain bytes of a file into sealed chunks on a
-node. *fetch*: sealed chunks from holders into plain bytes. *serve_node*: what a node answers. *copies* and *repair*: a
-version's second home, taken and given. *commands*: what a member's own people ask. Modules are imported by name.
+*sync*: entries from peers, *serve*: entries and tickets to them. *push*: plain bytes into sealed chunks on a node
+(*node_lane*: the way there). *fetch*: sealed chunks from holders into plain bytes. *serve_node*: what a node answers.
+*copies* and *repair*: a version's second home, taken and given. *commands*: what a member's own people ask. Modules are
+imported by name.
 """
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "events",
     "fetch",
     "holders",
+    "node_lane",
     "nodes",
     "peers",
     "placing",
