@@ -261,7 +261,7 @@ class FileSystemModel(RuleBasedStateMachine):
             source, target = self.place(old), self.place(new)
             node = self.node(old)
             if old.startswith(new + b"/"):  # the kernel's word, before it asks
-                raise OSError(errno.EINVAL if flags & 2 else errno.ENOTEMPTY, "the target holds the source")
+                raise OSError((errno.ENOTEMPTY, errno.EEXIST, errno.EINVAL)[flags], "the target holds the source")
             if flags == 1 and source == target and node is not None:
                 raise FileExistsError(errno.EEXIST, "the name is taken")
             await self.files.rename(source, target, flags)

@@ -310,25 +310,22 @@ class TreeChanges:
     def _check_rename(
         self, store: DataStore, node: Node, standing: Node | None, flags: int, parents: tuple[int, int]
     ) -> None:
-        """`parents` are the inos of the directories from which and to which."""
+        """`parents` are the inos of the directories from which and to which. In Linux's order (fs/namei.c)."""
+        if standing is not None and flags & RENAME_NO_REPLACE:
+            raise OSError(errno.EEXIST, "the name is taken")
+        if standing is None and flags & RENAME_EXCHANGE:
+            raise OSError(errno.ENOENT, "there is nothing to exchange with")
+        self._check_not_below(node, parents[1])
         for one in (node, standing):
             if one is not None and one.store_id != store.feed_id:
                 raise OSError(errno.EBUSY, "a DataStore stands here")
             if one is not None and stat.S_ISDIR(one.mode) and self._view.encloses_datastore(one.ino):
                 raise OSError(errno.EBUSY, "a DataStore stands below")
-        self._check_not_below(node, parents[1])
-        if standing is None:
-            if flags & RENAME_EXCHANGE:
-                raise OSError(errno.ENOENT, "there is nothing to exchange with")
+        if standing is None or standing.ino == node.ino:
             return
-        if flags & RENAME_NO_REPLACE:
-            raise OSError(errno.EEXIST, "the name is taken")
         if flags & RENAME_EXCHANGE:
             self._check_not_below(standing, parents[0])
-            return
-        if standing.ino == node.ino:
-            return
-        if stat.S_ISDIR(node.mode):
+        elif stat.S_ISDIR(node.mode):
             self._check_removable(standing, store)
         elif stat.S_ISDIR(standing.mode):
             raise OSError(errno.EISDIR, "a directory")

@@ -271,14 +271,12 @@ class OpenFiles:
         opened.changed_here = True
         return opened.ino
 
-    async def truncate(self, node: Node, size_bytes: int, *, opening: bool = False) -> None:
-        """`opening`: with O_TRUNC, which is a change even where nothing was. Raises: OSError (EISDIR, EROFS), …"""
+    async def truncate(self, node: Node, size_bytes: int) -> None:
+        """Raises: OSError (EISDIR, EROFS), CollectiveError."""
         if is_directory(node):
             raise OSError(errno.EISDIR, "a directory")
         if self._written is None:
             raise OSError(errno.EROFS, "the mount is read-only")
-        if node.size_bytes == size_bytes and not opening:
-            return  # Linux leaves the times, too
         self._written.opened(node.ino)
         try:
             await self._written.truncate(node, size_bytes, self._wall_ns())

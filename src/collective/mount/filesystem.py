@@ -190,7 +190,7 @@ class FileSystem:
             return self._files.open(self._view.get(ino), flags)
         node: Node = self._changing().writable(ino)
         if flags & os.O_TRUNC and not is_directory(node):
-            await self._files.truncate(node, 0, opening=True)
+            await self._files.truncate(node, 0)
             self._told.changed_here(ino)
             node = self._view.get(ino)
         return self._files.open(node, flags)
