@@ -465,7 +465,7 @@ class FileSystemModel(RuleBasedStateMachine):
             if stat.S_ISDIR(node.mode):
                 self._compare(below, node.ino)
                 continue
-            assert (node.size_bytes, node.link_count) == (expected.st_size, expected.st_nlink)
+            assert (name, node.size_bytes, node.link_count) == (name, expected.st_size, expected.st_nlink)
             if stat.S_ISLNK(node.mode):
                 assert self.files.readlink(node.ino) == os.readlink(below)
                 continue

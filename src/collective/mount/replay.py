@@ -67,6 +67,15 @@ class Replay:
         self._contents = Contents(journal, dirty, committer, plain, author, observer, self._queue)
         journal.on_pressure = self._relieve
 
+    @property
+    def surprises(self) -> int:
+        """How many operations did not end as they were asked (conflicts, refusals)."""
+        return sum(queue.surprises for queue in self._queues.values())
+
+    def on_content(self, arrived: Callable[[DirtyFile, feed_pb2.Content, int], None]) -> None:
+        """Who is told of each content that the home's database shows: the file, the content, when it was written."""
+        self._contents.on_content = arrived
+
     async def __aenter__(self) -> Replay:
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
@@ -100,9 +109,11 @@ class Replay:
         seq = self._journal.append_operation(store_id, operation, of_directory=of_directory)
         self._queue_operation(store_id, operation, seq, of_directory)
         if operation.HasField("set_attributes") and operation.set_attributes.HasField("mtime_nanoseconds"):
-            file = self._dirty.find(store_id, operation.set_attributes.inode)
+            number, mtime_ns = operation.set_attributes.inode, operation.set_attributes.mtime_nanoseconds
+            file = self._dirty.find(store_id, number)
+            self._contents.times_set(store_id, number, mtime_ns, file)
             if file is not None:
-                file.mtime_ns = operation.set_attributes.mtime_nanoseconds
+                file.mtime_ns = mtime_ns
                 self._contents.renew_base(file)
         return seq
 

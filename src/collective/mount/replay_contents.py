@@ -70,12 +70,15 @@ class Contents:
         self._observer = observer
         self._queue_of = queue_of
         self._creates: dict[tuple[bytes, int], Queued] = {}  # of files, not answered, by DataStore and number
+        self._set_times: dict[tuple[bytes, int], int] = {}  # of such files, by changes that are queued
         self._under_way: dict[int, Flush] = {}  # by ino
         self._asked: dict[int, Flush] = {}
         self._small: deque[Flush] = deque()
         self._large: deque[Flush] = deque()
         self._some = asyncio.Event()
         self._overdue: dict[int, list[int]] = {}
+        self.on_content: Callable[[DirtyFile, feed_pb2.Content, int], None] = lambda file, content, time_ns: None
+        """The home's database shows this content of the file, which was last changed at the wall time `time_ns`."""
         self.problems: dict[int, CollectiveError] = {}
         """What the last attempt to upload a file's content met, when trying again may not help."""
 
@@ -103,6 +106,17 @@ class Contents:
         if file.ino not in self._under_way:
             self._begin(file.ino)
 
+    def times_set(self, store_id: bytes, number: int, mtime_ns: int, file: DirtyFile | None) -> None:
+        """A change of a file's times was queued just now. What of its content is not frozen goes behind it, since it
+        carries the time of the last write; a create that goes before it takes only a content of that very time."""
+        if (store_id, number) in self._creates:
+            self._set_times[store_id, number] = mtime_ns
+        asked = self._asked.get(file.ino) if file is not None else None
+        if asked is not None:
+            asked.queue.make_ready(asked.item)  # it passes through, with nothing to send
+            asked.item, asked.place = Queued([], None), self._journal.last_seq
+            asked.queue.add(asked.item, Keys((number,)), ready=False)
+
     def create_queued(self, store_id: bytes, number: int, item: Queued) -> None:
         """A file's create is about to be queued: it may take a content along."""
         self._creates[store_id, number] = item
@@ -110,6 +124,7 @@ class Contents:
 
     def _forget_create(self, store_id: bytes, number: int) -> None:
         del self._creates[store_id, number]
+        self._set_times.pop((store_id, number), None)
 
     def is_under_way(self, ino: int) -> bool:
         """Whether a content of the file is on its way, or about to be."""
@@ -151,6 +166,8 @@ class Contents:
         create = self._creates.get((file.store_id, file.ino & NUMBER_MASK))
         if create is None or create.staged is None or not file.records or file.size_bytes > INLINE_LIMIT_BYTES:
             return False
+        if self._set_times.get((file.store_id, file.ino & NUMBER_MASK), file.mtime_ns) != file.mtime_ns:
+            return False
         queue = self._queue_of(file.store_id)
         if not queue.is_waiting(create) or content_of(file.base).size_bytes:
             return False
@@ -168,7 +185,7 @@ class Contents:
             self._observer.event("replay.upload_waits", reason=error.message, size_bytes=frozen.size_bytes)
             file.thaw()
             return False
-        del self._creates[file.store_id, file.ino & NUMBER_MASK]
+        self._forget_create(file.store_id, file.ino & NUMBER_MASK)
         create.staged, flush.content = staged, change.content
         self._under_way[file.ino] = flush
         return True
@@ -289,6 +306,7 @@ class Contents:
         assert frozen is not None
         assert flush.content is not None
         gone = [*file.settle(base_of(file.store_id, flush.content)), flush.flush_seq]
+        self.on_content(file, flush.content, frozen.time_ns)
         self._base_after(file, gone)
         flush.item.seqs += [seq for seq in gone if seq]
         self._over(flush)

@@ -55,6 +55,8 @@ class StoreQueue:
         self._hurry = asyncio.Event()  # … and should be, at once
         self._answered: asyncio.Future[None] | None = None
         self._waiters = 0
+        self.surprises = 0
+        """How many operations did not end as they were asked."""
         self.failure: CollectiveError | None = None
         """Why the last attempt to send failed, None when it did not."""
 
@@ -188,6 +190,7 @@ class StoreQueue:
     def _tell(self, item: Queued, outcome: submit_pb2.OperationOutcome) -> None:
         if outcome.outcome in (submit_pb2.CONFLICT, submit_pb2.REFUSED, submit_pb2.MISSED):
             assert item.staged is not None
+            self.surprises += 1
             self._observer.event(
                 "replay.not_as_asked",
                 outcome=submit_pb2.Outcome.Name(outcome.outcome),

@@ -24,7 +24,7 @@ from collective.core.errors import CollectiveError
 from collective.core.observe import Observer
 from collective.mount.changing import TreeChanges
 from collective.mount.committing import Author, Committer
-from collective.mount.dirty import DirtyFile, DirtyTable
+from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable
 from collective.mount.extents import Piece
 from collective.mount.files import OpenFiles
 from collective.mount.journal import Journal
@@ -47,6 +47,7 @@ DRAIN_SECONDS = 8.0
 """How long an unmount waits for what is not sent yet; the rest stays in the journal for the next mount."""
 
 ROOM_BYTES = 64 << 10
+CONTENT_SEQ = 0  # no record of the journal has it
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,14 @@ class Writing:
         self._clock = clock
         self._observer = observer
         self._dirty = DirtyTable()
+        self._surprises = 0
         self._leases = Leases(committer, self._settle_directory, clock.monotonic)
         self._leased = LeasedNames(names, self._leases)
         self._overlay = Overlay(self._leased)
         self._replay = Replay(
             journal, self._dirty, committer, open_source, author, clock, observer, self._settled
         )
+        self._replay.on_content(self._content_arrived)
         self.view = TreeView(names, self._leased, self._overlay, self._dirty, committer.may_write)
         self.files = OpenFiles(self.view, reader, self, self._wall_ns)
         self.changes = TreeChanges(
@@ -149,6 +152,19 @@ class Writing:
 
     def _settled(self, seqs: Iterable[int]) -> None:
         self._overlay.settle(seqs)
+        if self._replay.surprises != self._surprises:
+            self._surprises = self._replay.surprises
+            self._leases.doubt_names()  # names are not what this mount made them
+
+    def _content_arrived(self, file: DirtyFile, content: feed_pb2.Content, time_ns: int) -> None:
+        """The database shows a file's content. Other changes of the file may still be under way: what the overlay shows
+        of it for their sake has this content from now on, and the time that the file has now."""
+        operation = feed_pb2.TreeOperation(time_nanoseconds=time_ns)
+        operation.set_content.inode = file.ino & NUMBER_MASK
+        operation.set_content.content.CopyFrom(content)
+        operation.set_content.mtime_nanoseconds = file.mtime_ns
+        self._overlay.apply(CONTENT_SEQ, self.view.store(file.store_id), operation, time_ns)
+        self._overlay.settle((CONTENT_SEQ,))
 
     def losing_last_name(self, ino: int) -> None:
         if self.files.is_open(ino):
