@@ -26,7 +26,7 @@ from collective.mount.contents import content_key
 from collective.mount.dirty import DirtyFile
 from collective.mount.extents import BASE, Piece
 from collective.mount.handles import FileHandle, HandleTable, LastOpened, OpenInode
-from collective.mount.names import ContentReference, InlineContent, Node, inline_bytes, is_directory
+from collective.mount.names import ContentReference, InlineContent, Node, is_directory, is_inline
 from collective.mount.reading import ContentReader
 
 __all__ = ["ContentView", "OpenFiles", "OpenedFile", "WrittenContents"]
@@ -183,8 +183,7 @@ class OpenFiles:
 
     @staticmethod
     def _key(contents: InlineContent | ContentReference) -> Hashable:
-        data = inline_bytes(contents)
-        return hash(data) if data is not None else content_key(contents)
+        return hash(contents.data) if is_inline(contents) else content_key(contents)
 
     def _use(self, opened: OpenInode, contents: InlineContent | ContentReference) -> None:
         """From now on the library's bytes of an open file are these."""
@@ -192,9 +191,8 @@ class OpenFiles:
         if key == opened.key:
             return
         before, opened.content, opened.inline = opened.content, None, b""
-        data = inline_bytes(contents)
-        if data is not None:
-            opened.inline = data
+        if is_inline(contents):
+            opened.inline = contents.data
         else:
             opened.content = self._reader.open(contents)
         if opened.key is not None:
