@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,16 +34,12 @@ ALICE = f"alice.{FEDERATION}"
 READ_BYTES = 1 << 20
 
 
-class HomeNames(Reader):
-    """The catalogue's reader, as a mount opens it."""
-
-
 @dataclass
 class Desk:
     """A coordinator: commits to the catalogue, keeps contents, leases directories to one committer at a time."""
 
     catalog: Catalog
-    contents: dict[bytes, bytes] = field(default_factory=dict)
+    contents: MutableMapping[bytes, bytes] = field(default_factory=dict)
     holders: dict[tuple[bytes, int], MemoryCommitter] = field(default_factory=dict)
     reachable: bool = True
     submitted: int = 0
@@ -141,26 +137,55 @@ class MemoryCommitter:
         return Space(1 << 40, 1 << 39)
 
 
-@contextmanager
-def home_in_memory(folder: Path, *paths: bytes) -> Iterator[tuple[Desk, Callable[[], Reader]]]:
-    """Alice's home with DataStores at `paths`; a desk, and what opens a reader of her database."""
+def make_home(folder: Path, *paths: bytes) -> TestFederation:
+    """Alice's home with DataStores at `paths`, its catalogue open."""
     federation = TestFederation(folder)
     catalog = federation.add("alice")
     for path in paths:
         catalog.create_datastore(path, feed_pb2.MEDIA, 1, {})
     federation.sync()
+    return federation
+
+
+@contextmanager
+def home_in_memory(folder: Path, *paths: bytes) -> Iterator[tuple[Desk, Callable[[], Reader]]]:
+    """A fresh home; a desk, and what opens a reader of its database."""
+    with desk_of(make_home(folder, *paths)) as opened:
+        yield opened
+
+
+@contextmanager
+def desk_of(
+    federation: TestFederation, contents: MutableMapping[bytes, bytes] | None = None
+) -> Iterator[tuple[Desk, Callable[[], Reader]]]:
+    """The desk of a home whose catalogue is open; all is closed at the end."""
     readers: list[Reader] = []
 
     def open_reader() -> Reader:
-        readers.append(HomeNames.open(federation.folder("alice") / "catalog.db", ALICE))
+        readers.append(Reader.open(federation.folder("alice") / "catalog.db", ALICE))
         return readers[-1]
 
     try:
-        yield Desk(catalog), open_reader
+        yield Desk(federation.catalogs["alice"], {} if contents is None else contents), open_reader
     finally:
         for reader in readers:
             reader.close()
         federation.close()
+
+
+class FolderContents(dict[bytes, bytes]):
+    """Contents that outlive their process: a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def __setitem__(self, version_id: bytes, data: bytes) -> None:
+        (self._folder / version_id.hex()).write_bytes(data)
+
+    def __getitem__(self, version_id: bytes) -> bytes:
+        return (self._folder / version_id.hex()).read_bytes()
 
 
 class RealClock:
