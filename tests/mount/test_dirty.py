@@ -157,8 +157,12 @@ class Sparse:
         self.size = size
 
 
+SPOTS = [0, CHUNK - 3, CHUNK - 1, CHUNK, CHUNK + 2, CHUNK + 9, 2 * CHUNK - 1]
+SIZES = [0, CHUNK - 2, CHUNK + 1, CHUNK + 5, 2 * CHUNK - 1, 2 * CHUNK + 4]
+
+
 @given(st.integers(0, 1 << 32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_a_growing_file_leaves_its_chunk_and_forgets_nothing(seed: int) -> None:
     """Provisional flushes of whole chunks, with truncations and crashes between: the bytes of the model, always."""
     random = Random(seed)
@@ -166,47 +170,49 @@ def test_a_growing_file_leaves_its_chunk_and_forgets_nothing(seed: int) -> None:
     file = DirtyFile(INO, STORE, Inline(b""), 0, 5, 0)
     record = BaseRecord(0, INO, STORE, content_of(file.base), 0, 5, 0)
     model = Sparse()
-    spots = [0, 5, CHUNK - 3, CHUNK, CHUNK + 9, 2 * CHUNK - 1, 2 * CHUNK + 4, 3 * CHUNK - 8]
-    for _ in range(random.randint(1, 20)):
-        match random.choice(["write", "write", "write", "truncate", "flush", "crash", "reborn"]):
-            case "write":
-                offset, data = random.choice(spots), random.randbytes(random.randint(1, 12))
-                library.write(file, offset, data)
-                model.write(offset, data)
-            case "truncate":
-                size = random.choice([0, *spots, 4 * CHUNK])
-                library.truncate(file, size)
-                model.truncate(size)
+
+    def change() -> None:
+        if random.random() < 0.7:
+            offset, data = random.choice(SPOTS), random.randbytes(random.choice([1, 3, 12]))
+            library.write(file, offset, data)
+            model.write(offset, data)
+        else:
+            size = random.choice(SIZES)
+            library.truncate(file, size)
+            model.truncate(size)
+
+    def crash(upto: int = 0) -> DirtyFile:
+        return DirtyFile.restore(record, [library.changes[seq] for seq in file.records], upto)
+
+    for _ in range(random.randint(1, 40)):
+        match random.choice(["change", "change", "change", "flush", "crash", "utimens"]):
+            case "change":
+                change()
             case "flush":
                 frozen = file.freeze(growing=random.random() < 0.8, provisional=True)
-                if frozen is not None:
-                    made = library.keep(frozen)
-                    if random.random() < 0.5:  # something goes on while it is on its way
-                        size = random.choice([0, *spots, 4 * CHUNK])
-                        library.truncate(file, size)
-                        model.truncate(size)
-                        library.write(file, spots[3], b"!")
-                        model.write(spots[3], b"!")
-                    if random.random() < 0.3:  # and the mount dies after it was written down
-                        changes = [library.changes[seq] for seq in file.records]
-                        file = DirtyFile.restore(record, changes, frozen.upto)
-                        file.refreeze(content_of(made), frozen.upto, (frozen.keep_start, frozen.keep_end), last=False)
-                    file.settle(made)
-                    library.seq += 1
-                    record = _numbered(file, library.seq)
-                    assert file.provisional
+                if frozen is None:
+                    continue
+                made = library.keep(frozen)
+                for _ in range(random.choice([0, 1, 2])):
+                    change()  # something goes on while it is on its way
+                if random.random() < 0.3:  # and the mount dies after it was written down
+                    file = crash(frozen.upto)
+                    file.refreeze(content_of(made), frozen.upto, (frozen.keep_start, frozen.keep_end), last=False)
+                for seq in file.settle(made):
+                    del library.changes[seq]  # a crash does not bring it back
+                library.seq += 1
+                record = _numbered(file, library.seq)
+                assert file.provisional
             case "crash":
-                file = DirtyFile.restore(record, [library.changes[seq] for seq in file.records])
-            case "reborn":
-                record = base_of_nothing_new(file, record, library)
+                mtime_ns = file.mtime_ns
+                file = crash()
+                assert file.mtime_ns == mtime_ns
+            case "utimens":
+                file.mtime_ns = random.randint(1, 9)
+                library.seq += 1
+                record = _numbered(file, library.seq)
         assert file.size_bytes == model.size
         library.compare(file, model)
-
-
-def base_of_nothing_new(file: DirtyFile, record: BaseRecord, library: SparseLibrary) -> BaseRecord:
-    """A base record written for the times alone changes nothing else."""
-    library.seq += 1
-    return _numbered(file, library.seq)
 
 
 class SparseLibrary(Library):
