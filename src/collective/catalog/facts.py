@@ -164,9 +164,18 @@ class Facts:
         return store
 
     def grants(self, store_id: bytes) -> list[feed_pb2.Grant]:
-        """The grants that count for a DataStore, ended ones included."""
+        """The grants that count for a DataStore, ended ones included; for people.
+
+        A grant on a folder inside shows that folder's path where this home can open it.
+        """
         store = self.store(store_id)
-        return [grant for grant in self._grants_of(store.owner) if path_covers(grant.path, store.path)]
+        counting = [grant for grant in self._grants_of(store.owner) if path_covers(grant.path, store.path)]
+        for grant in counting:
+            folder = self.open_sub_path(store_id, grant.sealed_sub_path) if grant.sealed_sub_path else None
+            if folder is not None:
+                grant.path = store.path + b"/" + folder
+                grant.sealed_sub_path = b""
+        return counting
 
     def _grants_of(self, owner: str) -> list[feed_pb2.Grant]:
         rows = self._all("SELECT grant_ FROM grants WHERE owner = ? ORDER BY seq, id", owner)

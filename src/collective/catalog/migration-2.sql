@@ -66,6 +66,7 @@ CREATE TABLE staged (
     random BLOB NOT NULL,
     state TEXT NOT NULL,                     -- waiting, sent, done, refused
     reason TEXT NOT NULL DEFAULT '',
+    shown INTEGER NOT NULL DEFAULT 1,        -- 0: refused, and nothing would be lost by not showing it
     since_ms INTEGER NOT NULL,
     size_bytes INTEGER NOT NULL,
     version_id BLOB,

@@ -85,6 +85,8 @@ def commit_operations(
 
 def committed_at(ledger: Ledger, id_: feed_pb2.OperationId) -> feed_pb2.Position | None:
     """The entry that carries an operation already."""
+    if ledger._one("SELECT 1 FROM operations WHERE writer = ? AND random = ?", id_.writer, id_.random) is None:
+        return None
     row = ledger._one(
         "SELECT f.epoch_number, f.epoch_id, o.seq, e.hash FROM operations o JOIN feeds f ON f.id = o.feed"
         " JOIN entries e ON e.feed = o.feed AND e.seq = o.seq WHERE o.writer = ? AND o.random = ?",
