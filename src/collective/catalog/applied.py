@@ -226,6 +226,11 @@ class AppliedTree(Facts):
         )  # fmt: skip
         return {as_bytes(name): as_bytes(value) for name, value in rows}
 
+    def folders_with_datastores(self) -> Sequence[int]:
+        """The real folders in which a DataStore, or a folder leading to one, stands."""
+        joined = self._namespace()
+        return [ino for ino in joined.children if ino not in joined.synthetic]
+
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
         prefix, number = ino >> NUMBER_BITS, ino & ((1 << NUMBER_BITS) - 1)

@@ -8,7 +8,7 @@ can be stale: this remembers exactly those, and after a change compares each wit
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from collective.core.errors import CollectiveError
@@ -28,12 +28,19 @@ class Stale:
 
 
 class ToldNames:
-    """The answers given within the last `timeout_seconds`."""
+    """The answers given within the last `timeout_seconds`.
 
-    def __init__(self, names: Names, timeout_seconds: float) -> None:
+    `certain(parent_ino, told_at)` says that nobody else can have changed that directory since: such answers are not
+    compared. What this mount changes itself the kernel knows already: `changed_here` takes it out.
+    """
+
+    def __init__(
+        self, names: Names, timeout_seconds: float, certain: Callable[[int, float], bool] = lambda parent, at: False
+    ) -> None:
         self._names = names
         self._timeout_seconds = timeout_seconds
-        self._nodes: OrderedDict[int, tuple[Node, float]] = OrderedDict()
+        self._certain = certain
+        self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()  # ino -> node, told at, parent or 0
         self._entries: OrderedDict[tuple[int, bytes], tuple[int, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -41,26 +48,35 @@ class ToldNames:
 
     def tell(self, node: Node, now: float, parent_ino: int = 0, name: bytes = b"") -> None:
         """The kernel hears of `node`, as the entry `name` of `parent_ino` when given."""
-        self._nodes[node.ino] = (node, now)
-        self._nodes.move_to_end(node.ino)
+        nodes, entries = self._nodes, self._entries
+        before = nodes.pop(node.ino, None)
+        nodes[node.ino] = (node, now, parent_ino or (before[2] if before is not None else 0))
+        if len(nodes) > MAXIMUM_TOLD:
+            nodes.popitem(last=False)
         if name:
-            self._entries[parent_ino, name] = (node.ino, now)
-            self._entries.move_to_end((parent_ino, name))
-        for told in (self._nodes, self._entries):
-            if len(told) > MAXIMUM_TOLD:
-                told.popitem(last=False)
+            entries.pop((parent_ino, name), None)
+            entries[parent_ino, name] = (node.ino, now)
+            if len(entries) > MAXIMUM_TOLD:
+                entries.popitem(last=False)
+
+    def changed_here(self, ino: int) -> None:
+        """The kernel asked for a change of this inode, and asks again for what it needs to know."""
+        self._nodes.pop(ino, None)
+
+    def forget_entry(self, parent_ino: int, name: bytes) -> None:
+        """The kernel asked for this name to go, or to stand for something else."""
+        self._entries.pop((parent_ino, name), None)
 
     def stale(self, now: float) -> Iterator[Stale | None]:
         """What is not true any more, and forget it; None for each that still is, so that the caller can pause."""
         self._forget(now)
-        for ino, (node, _) in list(self._nodes.items()):
-            if self._current(ino) == node:
+        for ino, (node, told_at, parent_ino) in list(self._nodes.items()):
+            if (parent_ino and self._certain(parent_ino, told_at)) or self._same(ino, node):
                 yield None
-            else:
-                self._nodes.pop(ino, None)
+            elif self._nodes.pop(ino, None) is not None:
                 yield Stale(ino)
-        for (parent_ino, name), (ino, _) in list(self._entries.items()):
-            if self._entry(parent_ino, name) == ino:
+        for (parent_ino, name), (ino, told_at) in list(self._entries.items()):
+            if self._certain(parent_ino, told_at) or self._entry(parent_ino, name) == ino:
                 yield None
             else:
                 self._entries.pop((parent_ino, name), None)
@@ -73,14 +89,23 @@ class ToldNames:
         while self._entries and next(iter(self._entries.values()))[1] < oldest:
             self._entries.popitem(last=False)
 
-    def _current(self, ino: int) -> Node | None:
+    def _same(self, ino: int, told: Node) -> bool:
         try:
-            return self._names.get(ino)
+            current = self._names.get(ino)
         except CollectiveError:
-            return None
+            return False
+        return current == told or _attributes(current) == _attributes(told)
 
     def _entry(self, parent_ino: int, name: bytes) -> int | None:
         try:
             return self._names.lookup(parent_ino, name).ino
         except CollectiveError:  # gone, or not readable any more: the kernel must ask again
             return None
+
+
+def _attributes(node: Node) -> tuple[object, ...]:
+    """All that the kernel is told; a content that was only sealed anew is the same file to it."""
+    return (
+        node.mode, node.link_count, node.uid, node.gid, node.rdev, node.size_bytes, node.mtime_ns, node.ctime_ns,
+        node.atime_ns,
+    )  # fmt: skip

@@ -10,18 +10,20 @@ last flush made of it. It is also what the next flush expects to find. A freeze 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from collective.catalog import Inline, VersionReference
+from collective.catalog.namespace import NUMBER_BITS
 from collective.core.layout import MAX_CHUNK_SIZE_BYTES
 from collective.mount.extents import Extents, Piece, merge_ranges
 from collective.mount.journal_records import BaseRecord, TruncateRecord, WriteRecord
 from collective.wire import feed_pb2
 
-__all__ = ["Base", "DirtyFile", "DirtyTable", "Frozen", "base_of", "content_of"]
+__all__ = ["NUMBER_MASK", "Base", "DirtyFile", "DirtyTable", "Frozen", "base_of", "content_of"]
 
 Base = Inline | VersionReference
+NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _NEVER = 1 << 62
 
 
@@ -88,7 +90,8 @@ class DirtyFile:
     """One changed file. `size_bytes` and `mtime_ns` are what stat tells; `time_ns` the wall time of the last change.
 
     `records` are the seqs of its live writes and truncations, `base_seq` of its base record (0: none yet), `touched`
-    the monotonic second of the last change, `unowned`: its last name is gone, nothing is sent any more.
+    the monotonic second of the last change, `unowned`: its last name is gone, nothing is sent any more. `busy` counts
+    writes that are being journalled. Records up to seq `upto` are in the base, but for [keep_start, keep_end).
     """
 
     ino: int
@@ -107,6 +110,7 @@ class DirtyFile:
     provisional: bool = False
     unowned: bool = False
     writers: int = 0
+    busy: int = 0
     touched: float = 0.0
     frozen: Frozen | None = None
     unsent_bytes: int = 0
@@ -203,6 +207,14 @@ class DirtyFile:
 
     # ------------------------------------------------------------ after a crash
 
+    def refreeze(self, content: feed_pb2.Content, upto: int, keep: tuple[int, int], *, last: bool) -> Frozen:
+        """Put a restored file where it was when a flush of its content up to `upto` was written down."""
+        self.frozen = Frozen(
+            self.ino, self.store_id, self.base, self.base_limit, Extents(), content.size_bytes, self.mtime_ns,
+            self.time_ns, upto, *keep, provisional=not last,
+        )  # fmt: skip
+        return self.frozen
+
     def to_record(self) -> BaseRecord:
         """The base record that, with the live records, gives this file back (its seq is the journal's matter)."""
         return BaseRecord(
@@ -211,8 +223,11 @@ class DirtyFile:
         )  # fmt: skip
 
     @classmethod
-    def restore(cls, record: BaseRecord, changes: list[WriteRecord | TruncateRecord]) -> DirtyFile:
-        """The file as it was, from its last base record and its live changes in order of seq."""
+    def restore(
+        cls, record: BaseRecord, changes: Sequence[WriteRecord | TruncateRecord], frozen_upto: int = 0
+    ) -> DirtyFile:
+        """The file as it was, from its last base record and its live changes in order of seq. `frozen_upto`: how far a
+        flush had taken it that was written down, for `refreeze`."""
         base = base_of(record.store_id, record.content)
         file = cls(
             record.ino, record.store_id, base, record.size_bytes, record.mtime_ns, base_size(base), record.time_ns,
@@ -220,6 +235,8 @@ class DirtyFile:
             provisional=record.provisional,
         )  # fmt: skip
         for change in changes:
+            if change.seq > frozen_upto >= file._last_seq():
+                file._cut_since_freeze = _NEVER
             size, mtime_ns, time_ns = file.size_bytes, file.mtime_ns, file.time_ns
             if change.seq <= record.upto:
                 file._restore_kept(change)
@@ -229,7 +246,12 @@ class DirtyFile:
                 file.truncated(change.seq, change.size_bytes, change.time_ns)
             if change.seq < record.seq:  # the record knew already
                 file.size_bytes, file.mtime_ns, file.time_ns = size, mtime_ns, time_ns
+        if frozen_upto >= file._last_seq():
+            file._cut_since_freeze = _NEVER
         return file
+
+    def _last_seq(self) -> int:
+        return self.records[-1] if self.records else 0
 
     def _restore_kept(self, change: WriteRecord | TruncateRecord) -> None:
         """A change that the base contains, but for what of it lies in the kept range."""
@@ -249,6 +271,7 @@ class DirtyTable:
 
     def __init__(self) -> None:
         self._files: OrderedDict[int, DirtyFile] = OrderedDict()
+        self._by_number: dict[tuple[bytes, int], DirtyFile] = {}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -260,24 +283,32 @@ class DirtyTable:
         """None: the names tell everything there is to know about this file."""
         return self._files.get(ino)
 
+    def find(self, store_id: bytes, number: int) -> DirtyFile | None:
+        """As `get`, by the number within the DataStore."""
+        return self._by_number.get((store_id, number))
+
     def begin(self, ino: int, store_id: bytes, base: Base, size_bytes: int, mtime_ns: int) -> DirtyFile:
         """The file, now about to be changed; the one there is, when there is one."""
         file = self._files.get(ino)
         if file is None:
-            file = self._files[ino] = DirtyFile(ino, store_id, base, size_bytes, mtime_ns, base_size(base))
+            file = DirtyFile(ino, store_id, base, size_bytes, mtime_ns, base_size(base))
+            self.add(file)
         return file
 
     def add(self, file: DirtyFile) -> None:
         self._files[file.ino] = file
+        self._by_number[file.store_id, file.ino & NUMBER_MASK] = file
 
     def touch(self, file: DirtyFile, now: float) -> None:
         """It was changed just now."""
         file.touched = now
         self._files.move_to_end(file.ino)
 
-    def drop(self, ino: int) -> None:
-        """Forget a file, if it is here."""
-        self._files.pop(ino, None)
+    def drop(self, file: DirtyFile) -> None:
+        """Forget a file; nothing happens when another one of that number is here."""
+        if self._files.get(file.ino) is file:
+            del self._files[file.ino]
+            del self._by_number[file.store_id, file.ino & NUMBER_MASK]
 
     def idle_since(self, before: float) -> Iterator[DirtyFile]:
         """Files not touched since `before`."""

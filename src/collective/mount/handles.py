@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from collective.mount.contents import Content
 from collective.mount.names import Node
 
-__all__ = ["DirectoryHandle", "FileHandle", "HandleTable", "LastOpened"]
+__all__ = ["DirectoryHandle", "FileHandle", "HandleTable", "LastOpened", "OpenInode"]
 
 MAXIMUM_HANDLES = 65_536  # far above any open-files limit of the programs that read; a leak must show, not grow
 REMEMBERED_INODES = 16_384
@@ -19,14 +19,32 @@ REMEMBERED_INODES = 16_384
 Handle = TypeVar("Handle")
 
 
-@dataclass(frozen=True, slots=True)
-class FileHandle:
-    """An open file keeps the content it was opened with: its bytes (`inline`) or `content`; `key` tells them apart."""
+@dataclass(eq=False, slots=True)
+class OpenInode:
+    """A file somebody has open: its bytes as they stand in the library (`inline` or `content`; `key` tells them apart),
+    and the `node` it last was. `changed_here`: a program of this machine wrote to it since, so the library's content is
+    looked up again; handles of a content that somebody else replaced keep theirs."""
 
-    ino: int
-    key: Hashable
-    inline: bytes | None = None
+    node: Node
+    key: Hashable = None
+    inline: bytes = b""
     content: Content | None = None
+    changed_here: bool = False
+    handles: set[FileHandle] = field(default_factory=set)
+
+    @property
+    def ino(self) -> int:
+        return self.node.ino
+
+
+@dataclass(eq=False, slots=True)
+class FileHandle:
+    """One `open` of a file. `flushed`: closed, as far as the kernel told; `counted`: among those that may write."""
+
+    opened: OpenInode
+    writes: bool = False
+    flushed: bool = False
+    counted: bool = False
 
 
 @dataclass(slots=True)
@@ -37,6 +55,12 @@ class DirectoryHandle:
     ino: int
     entries: list[tuple[bytes, Node]] = field(default_factory=list)
     complete: bool = False
+    begun: bool = False  # somebody has read from it
+
+    def rewind(self) -> None:
+        """Begin anew: rewinddir(3) shows what is there then."""
+        self.entries = []
+        self.complete = False
 
 
 class HandleTable(Generic[Handle]):
@@ -85,6 +109,11 @@ class LastOpened:
         if len(self._keys) > REMEMBERED_INODES:
             self._keys.popitem(last=False)
         return same
+
+    def became(self, ino: int, key: Hashable) -> None:
+        """A program of this machine changed the content: the kernel's pages are right for the new one."""
+        if ino in self._keys:
+            self._keys[ino] = key
 
     def overtaken(self, ino: int, key: Hashable) -> bool:
         """Whether somebody opened another content of this inode since."""

@@ -17,7 +17,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from typing_extensions import Buffer
 
 from collective.core.errors import CollectiveError, Full, NotFound
 from collective.core.observe import Observer
-from collective.core.sizes import GIB, KIB, MIB
+from collective.core.sizes import KIB
 from collective.mount import journal_records as records
 from collective.mount.journal_records import (
     BaseRecord,
@@ -37,36 +37,16 @@ from collective.mount.journal_records import (
     WriteRecord,
 )
 from collective.mount.journal_recovery import Recovery
+from collective.mount.journal_room import JournalRoom, JournalSettings
 from collective.mount.journal_segments import Segment, disk_failure
 from collective.wire import feed_pb2
 
-__all__ = ["Journal", "JournalSettings"]
+__all__ = ["Journal"]
 
 THREAD_BYTES = 256 * KIB  # writing less holds the event loop under 0.1 ms
-CHECK_EVERY_BYTES = 8 * MIB  # how much is appended between two looks at the free disk
 ROOM_LOOK_SECONDS = 1.0
 THREADS = 4
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class JournalSettings:
-    """Sizes in bytes, times in seconds."""
-
-    bound_bytes: int = 4 * GIB
-    """`--vfs-write-buffer`: how much may wait for the uploader."""
-
-    segment_bytes: int = 64 * MIB
-    """A file of the journal; disk comes back in these steps."""
-
-    reserve_bytes: int = GIB
-    """The journal never takes the disk's last bytes: so many stay free …"""
-
-    reserve_share: float = 0.05
-    """… and this share of the disk, whichever is more."""
-
-    deadline_seconds: float = 30.0
-    """How long a writer waits for room before it is told ENOSPC."""
 
 
 class Journal:
@@ -82,10 +62,7 @@ class Journal:
         self._segments: dict[int, Segment] = {segment.number: segment for segment in found.segments}
         self._live: dict[int, tuple[int, int, int, int]] = {}  # seq -> segment, data's segment, position, size
         self._next_seq = found.next_seq
-        self._total_bytes = sum(segment.end for segment in found.segments)
-        self._appended_bytes = 0
-        self._looked_at_bytes = -CHECK_EVERY_BYTES
-        self._limit = settings.bound_bytes
+        self._room = JournalRoom(folder, settings, sum(segment.end for segment in found.segments))
         self._unsaid: list[int] = []
         self._failure: CollectiveError | None = None
         self._executor = ThreadPoolExecutor(THREADS, "journal")
@@ -111,7 +88,7 @@ class Journal:
     @property
     def size_bytes(self) -> int:
         """Bytes of all segments."""
-        return self._total_bytes
+        return self._room.total_bytes
 
     @property
     def last_seq(self) -> int:
@@ -123,7 +100,7 @@ class Journal:
     ) -> int:
         """A change of the tree; its seq. It is journalled when this returns. `of_directory`: what it makes, moves or
         removes is a directory. Raises: Full, Unreachable (the disk fails); nothing was appended then."""
-        if self._total_bytes > self._limit + 2 * self._settings.segment_bytes:
+        if self._room.far_over:
             raise Full("the mount's journal is full", "see `collective status`: what keeps it from being sent?")
         flags = records.OF_DIRECTORY if of_directory else 0
         return self._live_record(Kind.OPERATION, flags, store_id, operation.SerializeToString())
@@ -134,7 +111,7 @@ class Journal:
         Waits for room first. Raises: Full, Unreachable.
         """
         view = memoryview(data)
-        if self._total_bytes + len(view) > self._limit or self._appended_bytes > self._looked_at_bytes:
+        if not self._room.fits(len(view)):
             await self.room(len(view))
         flags = records.UNOWNED if unowned else 0
         if len(view) < THREAD_BYTES:
@@ -239,12 +216,12 @@ class Journal:
 
     async def room(self, size_bytes: int) -> None:
         """Wait until `size_bytes` more are within the bound. Raises: Full after the deadline."""
-        if self._look(size_bytes):
+        if self._room.look(size_bytes):
             return
-        self._observer.event("journal.full", size_bytes=self._total_bytes)
+        self._observer.event("journal.full", size_bytes=self._room.total_bytes)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.deadline_seconds
-        while not self._look(size_bytes):
+        while not self._room.look(size_bytes):
             left = deadline - loop.time()
             if left <= 0:
                 raise Full("the mount's journal is full", "its changes are sent too slowly; see `collective status`")
@@ -284,7 +261,7 @@ class Journal:
         before = self._active.end
         self._active.append((header, *parts))
         self._next_seq = seq + 1
-        self._grown(self._active.end - before)
+        self._room.grown(self._active.end - before)
         return seq
 
     def _live_record(self, kind: Kind, flags: int, *parts: Buffer) -> int:
@@ -321,7 +298,7 @@ class Journal:
             self._active = self._new_segment(self._active.number + 1)
         self._active.append((records.pack_header(Kind.BLOB, 0, 0, blob_bytes=size_bytes),))
         self._active.end += size_bytes
-        self._grown(size_bytes + records.HEADER_BYTES)
+        self._room.grown(size_bytes + records.HEADER_BYTES)
 
     def _index(self, seq: int, number: int, data_number: int = 0, position: int = 0, size_bytes: int = 0) -> None:
         data_number = data_number or number
@@ -352,7 +329,7 @@ class Journal:
             if segment.live or segment.pins or segment is self._active:
                 break
             del self._segments[number]
-            self._total_bytes -= segment.end
+            self._room.shrunk(segment.end)
             segment.remove()
             self._freed.set()
 
@@ -360,21 +337,8 @@ class Journal:
         segment = Segment.create(self._folder, number)
         self._segments[number] = segment
         self._new_files = True
-        self._grown(segment.end)
+        self._room.grown(segment.end)
         return segment
-
-    def _grown(self, size_bytes: int) -> None:
-        self._total_bytes += size_bytes
-        self._appended_bytes += size_bytes
-
-    def _look(self, size_bytes: int) -> bool:
-        """Whether so many more fit. What a disk can give is what it has free and what the journal has already."""
-        disk = os.statvfs(self._folder)
-        total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        reserve = max(self._settings.reserve_bytes, int(total * self._settings.reserve_share))
-        self._limit = min(self._settings.bound_bytes, self._total_bytes + free - reserve)
-        self._looked_at_bytes = self._appended_bytes + CHECK_EVERY_BYTES
-        return self._total_bytes + size_bytes <= self._limit
 
     async def _in_thread(self, segments: set[Segment], function: Callable[[], T]) -> T:
         """Run it; the segments stay open until it is over, even when the caller gave up."""

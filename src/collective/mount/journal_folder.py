@@ -15,9 +15,10 @@ from pathlib import Path
 
 from collective.core.errors import Conflict
 from collective.core.observe import Observer
-from collective.mount.journal import Journal, JournalSettings
+from collective.mount.journal import Journal
 from collective.mount.journal_records import BaseRecord, FlushRecord, OperationRecord, WriteRecord
 from collective.mount.journal_recovery import recover
+from collective.mount.journal_room import JournalSettings
 from collective.mount.journal_segments import disk_failure
 
 __all__ = ["JournalFolder"]

@@ -12,6 +12,8 @@ from collective.mount.names import Names
 __all__ = ["follow_changes"]
 
 CHANGE_POLL_SECONDS = 0.5
+REST_SECONDS = 0.05  # between two comparisons at least …
+REST_SHARE = 3.0  # … and this many times as long as the last one took: a mount that changes much itself, moves it often
 COMPARISONS_PER_TURN = 256  # between two turns of the event loop: about 10 ms
 
 
@@ -21,21 +23,25 @@ async def follow_changes(
     note: Callable[[Stale], None],
     changes: AsyncIterator[object] | None,
     observer: Observer,
+    changed: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs until cancelled. `note` takes one thing back; it is called in a thread because it may wait for the kernel.
 
     `changes` yields whenever the counter may have grown; without it, and once it ended or failed, the counter is
-    asked twice a second. Nothing that goes wrong here ends the mount: what the kernel was told runs out by itself.
+    asked twice a second. `changed` is called before anything is compared. Nothing that goes wrong here ends the mount: what the kernel was told runs out by itself.
     Cancelled while a note is on its way, this waits for it.
     """
     seen = names.change_counter()
+    clock = asyncio.get_running_loop().time
     while True:
         try:
             async for _ in changes or _regularly():
                 counter = names.change_counter()
                 if counter != seen:
-                    seen = counter
+                    seen, began = counter, clock()
+                    changed()
                     await _take_back(told, note)
+                    await asyncio.sleep(max(REST_SECONDS, REST_SHARE * (clock() - began)))
         except Exception as failure:
             observer.event("mount.changes_lost", kind=type(failure).__name__, reason=str(failure))
         changes = None

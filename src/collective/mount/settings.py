@@ -47,6 +47,15 @@ class MountSettings:
     kernel_read_ahead_bytes: int = 4 * MIB
     """How far the kernel asks ahead of a sequential reader; also what makes its requests 1 MiB large."""
 
+    read_only: bool = False
+    """`--read-only`: nothing can be changed through this mount."""
+
+    journal_bytes: int = 4 << 30
+    """`--vfs-write-buffer`: how much may be written that is not uploaded yet; beyond it writers wait."""
+
+    umask: int | None = None
+    """Permission bits that no file or folder is shown with; None: what the names say."""
+
     uid: int | None = None
     """Everything belongs to this user; None: what the names say."""
 

@@ -1,0 +1,205 @@
+"""The changes of one DataStore on their way to the coordinator: batches, one after the other, until each is answered.
+
+    added -> (content uploaded) -> taken into a batch -> answered -> settled
+
+A batch goes 20 ms after the first change that may go, or at 256, or at once when somebody waits for it. It is sent
+again until it is answered: every operation carries its id, so the second time changes nothing. Only an answer settles
+an operation; whatever error the call as a whole meets, the batch is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from collective.core.errors import CollectiveError
+from collective.core.observe import Observer
+from collective.mount.committing import Committer
+from collective.mount.scheduling import Keys, Schedule
+from collective.wire import submit_pb2
+
+__all__ = ["Queued", "StoreQueue"]
+
+BATCH_OPERATIONS = 256
+BATCH_BYTES = 4 << 20  # a lane's message holds 8 MiB, and the last operation may bring pages along
+BATCH_SECONDS = 0.02
+FIRST_PAUSE_SECONDS = 0.1
+LAST_PAUSE_SECONDS = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Queued:
+    """One operation. `seqs` are the journal's records that are settled with it; without `staged` (dropped meanwhile, or
+    nothing was left to send) it passes through unsent. `answered` is told the outcome, None when it was not sent."""
+
+    seqs: list[int]
+    staged: submit_pb2.StagedOperation | None
+    answered: Callable[[submit_pb2.OperationOutcome | None], None] | None = None
+    ticket: int = 0
+
+
+class StoreQueue:
+    """One DataStore's queue. `settled` gets the journal's seqs of a whole batch."""
+
+    def __init__(
+        self, store_id: bytes, committer: Committer, observer: Observer, settled: Callable[[list[int]], None]
+    ) -> None:
+        self._store_id = store_id
+        self._committer = committer
+        self._observer = observer
+        self._settled = settled
+        self._schedule = Schedule()
+        self._items: dict[int, Queued] = {}
+        self._some = asyncio.Event()  # something may be taken
+        self._hurry = asyncio.Event()  # … and should be, at once
+        self._answered: asyncio.Future[None] | None = None
+        self._waiters = 0
+        self.surprises = 0
+        """How many operations did not end as they were asked."""
+        self.failure: CollectiveError | None = None
+        """Why the last attempt to send failed, None when it did not."""
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    # ------------------------------------------------------------ in
+
+    def add(self, item: Queued, keys: Keys, *, ready: bool = True) -> None:
+        """After everything added before. `ready`: it may be sent as it is."""
+        item.ticket = self._schedule.add(keys, ready=ready)
+        self._items[item.ticket] = item
+        self._look()
+
+    def make_ready(self, item: Queued) -> None:
+        """`item.staged` is what it shall be."""
+        self._schedule.make_ready(item.ticket)
+        self._look()
+
+    def is_waiting(self, item: Queued) -> bool:
+        """Whether it can still be changed: no batch has it."""
+        return self._schedule.is_waiting(item.ticket)
+
+    def _look(self) -> None:
+        count = self._schedule.takeable_count
+        if count:
+            self._some.set()
+            if count >= BATCH_OPERATIONS or self._waiters:
+                self._hurry.set()
+
+    # ------------------------------------------------------------ waiting
+
+    async def finished(self, tickets: Iterable[int], check: Callable[[], None] = lambda: None) -> None:
+        """Return when none of these is queued any more; what may go goes at once. Raises: what `check` does, which is
+        asked now and then."""
+        waiting = [ticket for ticket in tickets if ticket in self._items]
+        if not waiting:
+            return
+        self._waiters += 1
+        try:
+            self._look()
+            while any(ticket in self._items for ticket in waiting):
+                check()
+                await self._next_answer()
+        finally:
+            self._waiters -= 1
+
+    async def _next_answer(self) -> None:
+        """Return when a batch was answered, or could not be sent, or somebody said `wake`."""
+        if self._answered is None:
+            self._answered = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._answered)
+
+    def all_tickets(self) -> list[int]:
+        return list(self._items)
+
+    def free_tickets(self) -> list[int]:
+        """Of what may be sent, or is in a batch."""
+        return self._schedule.free()
+
+    def concerning(self, keys: Keys) -> Sequence[int]:
+        """What an operation with these keys must wait for."""
+        return self._schedule.concerning(keys)
+
+    def changing_names_in(self, directory: int) -> Sequence[int]:
+        return self._schedule.changing_names_in(directory)
+
+    # ------------------------------------------------------------ out
+
+    async def run(self) -> None:
+        """Send batches for ever."""
+        while True:
+            await self._some.wait()
+            if not self._hurry.is_set():
+                try:
+                    async with asyncio.timeout(BATCH_SECONDS):
+                        await self._hurry.wait()
+                except TimeoutError:
+                    pass  # the batch is as full as it gets in this time
+            self._hurry.clear()
+            await self._send(self._take())
+            self._some.clear()
+            self._look()
+
+    def _take(self) -> list[Queued]:
+        batch: list[Queued] = []
+        size = 0
+        while len(batch) < BATCH_OPERATIONS and size < BATCH_BYTES:
+            taken = self._schedule.take(1)
+            if not taken:
+                break
+            item = self._items[taken[0]]
+            batch.append(item)
+            size += item.staged.ByteSize() if item.staged is not None else 0
+        return batch
+
+    async def _send(self, batch: list[Queued]) -> None:
+        """Until each operation of the batch is answered."""
+        sent = [item for item in batch if item.staged is not None]
+        outcomes = await self._submit([item.staged for item in sent if item.staged is not None])
+        told = dict(zip((item.ticket for item in sent), outcomes, strict=True))
+        seqs: list[int] = []
+        for item in batch:
+            del self._items[item.ticket]
+            outcome = told.get(item.ticket)
+            if outcome is not None:
+                self._tell(item, outcome)
+            if item.answered is not None:
+                item.answered(outcome)
+            seqs += item.seqs
+        self._schedule.finish(item.ticket for item in batch)
+        self._settled(seqs)
+        self.wake()
+
+    async def _submit(self, operations: list[submit_pb2.StagedOperation]) -> Sequence[submit_pb2.OperationOutcome]:
+        pause = FIRST_PAUSE_SECONDS
+        while operations:
+            try:
+                outcomes = await self._committer.submit(self._store_id, operations, exact=False)
+            except CollectiveError as error:
+                self.failure = error
+                self._observer.event("replay.waits", reason=error.message, operations=len(operations))
+                self.wake()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_PAUSE_SECONDS)
+            else:
+                self.failure = None
+                return outcomes
+        return []
+
+    def _tell(self, item: Queued, outcome: submit_pb2.OperationOutcome) -> None:
+        if outcome.outcome in (submit_pb2.CONFLICT, submit_pb2.REFUSED, submit_pb2.MISSED):
+            assert item.staged is not None
+            self.surprises += 1
+            self._observer.event(
+                "replay.not_as_asked",
+                outcome=submit_pb2.Outcome.Name(outcome.outcome),
+                change=item.staged.operation.WhichOneof("change"),
+                reason=outcome.reason,
+            )
+
+    def wake(self) -> None:
+        """Whoever waits for an answer looks again."""
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+        self._answered = None

@@ -1,0 +1,214 @@
+"""In which order changes may be sent: as they were made, but for what waits for a content that is not uploaded yet.
+
+Pure. Operations of one DataStore are *added* in order, *taken* into batches that are sent one after the other, and
+*finished* when their batch was answered. One that is not ready (its content is on its way) is passed over, and with it
+whatever shares a key with it; everything independent goes on. Within a batch the order is that of adding, so a change
+and what depends on it may travel together.
+
+    key                what uses it
+    inode number       what changes this inode or its names; alone
+    (parent, name)     what puts, takes or replaces this name; alone
+    ~inode number      whether the directory is there: made and removed alone, shared by changes of names in it
+    ALL_DIRECTORIES    moves of directories: alone, so that none ends up below itself
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from collective.wire import feed_pb2
+
+__all__ = ["ALL_DIRECTORIES", "Key", "Keys", "Schedule", "keys_of"]
+
+Key = int | tuple[int, bytes]
+ALL_DIRECTORIES = 0  # no inode has this number
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What an operation needs for itself, and what it shares."""
+
+    alone: tuple[Key, ...]
+    shared: tuple[Key, ...] = ()
+
+
+def keys_of(operation: feed_pb2.TreeOperation, *, of_directory: bool) -> Keys:
+    """`of_directory`: what it makes, moves or removes is a directory."""
+    match operation.WhichOneof("change"):
+        case "create":
+            create = operation.create
+            number = create.inode
+            alone: tuple[Key, ...] = (number, (create.parent, create.name))
+            return Keys((*alone, ~number) if of_directory else alone, (~create.parent,))
+        case "link":
+            link = operation.link
+            return Keys((link.inode, (link.parent, link.name)), (~link.parent,))
+        case "unlink":
+            unlink = operation.unlink
+            alone = (unlink.inode, (unlink.parent, unlink.name))
+            return Keys((*alone, ~unlink.inode) if of_directory else alone, (~unlink.parent,))
+        case "rename":
+            return _keys_of_rename(operation.rename, of_directory)
+        case "set_attributes":
+            return Keys((operation.set_attributes.inode,))
+        case "set_xattr":
+            return Keys((operation.set_xattr.inode,))
+        case "set_content":
+            return Keys((operation.set_content.inode,))
+    raise ValueError("an operation without a change")
+
+
+def _keys_of_rename(rename: feed_pb2.Rename, of_directory: bool) -> Keys:
+    source, target = (rename.from_parent, rename.from_name), (rename.to_parent, rename.to_name)
+    alone: list[Key] = [rename.inode, source]
+    if target != source:
+        alone.append(target)
+    if rename.replaced_inode and rename.replaced_inode != rename.inode:
+        alone += [rename.replaced_inode, ~rename.replaced_inode]
+    if of_directory:
+        alone.append(ALL_DIRECTORIES)
+    return Keys(tuple(alone), tuple({~rename.from_parent, ~rename.to_parent}))
+
+
+@dataclass(slots=True)
+class _Use:
+    """Who used a key: the last one alone, and those who shared it since."""
+
+    alone: int = 0
+    shared: dict[int, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """`waits` counts what must be taken before, and one more while the operation itself is not ready."""
+
+    keys: Keys
+    waits: int = 0
+    followers: list[int] = field(default_factory=list)
+    taken: bool = False
+
+
+class Schedule:
+    """The order of one DataStore's changes. Tickets are positive and grow with each `add`.
+
+    Laws: two operations that share a key (one of them alone) are taken in the order of adding; what is ready and
+    depends on nothing that is not, is taken; nothing is taken twice. An operation costs a few dict lookups, however
+    many are queued.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}  # added and not finished
+        self._uses: dict[Key, _Use] = {}
+        self._takeable: list[int] = []  # a heap
+        self._last = 0
+
+    def __len__(self) -> int:
+        """Added and not finished."""
+        return len(self._entries)
+
+    @property
+    def takeable_count(self) -> int:
+        return len(self._takeable)
+
+    def add(self, keys: Keys, *, ready: bool = True) -> int:
+        """The ticket of an operation that comes after all that were added before."""
+        self._last = ticket = self._last + 1
+        entry = _Entry(keys, 0 if ready else 1)
+        before: set[int] = set()
+        for key in keys.alone:
+            use = self._uses.get(key)
+            if use is None:
+                self._uses[key] = _Use(ticket)
+                continue
+            before.add(use.alone)
+            before.update(use.shared)
+            use.alone = ticket
+            use.shared = {}
+        for key in keys.shared:
+            use = self._uses.setdefault(key, _Use())
+            before.add(use.alone)
+            use.shared[ticket] = None
+        for other in before:
+            found = self._entries.get(other)
+            if found is not None and not found.taken and other != ticket:
+                found.followers.append(ticket)
+                entry.waits += 1
+        self._entries[ticket] = entry
+        if not entry.waits:
+            heapq.heappush(self._takeable, ticket)
+        return ticket
+
+    def make_ready(self, ticket: int) -> None:
+        """An operation added as not ready may be taken now; once."""
+        self._release(ticket)
+
+    def is_waiting(self, ticket: int) -> bool:
+        """Whether it was not taken yet."""
+        entry = self._entries.get(ticket)
+        return entry is not None and not entry.taken
+
+    def take(self, limit: int) -> list[int]:
+        """Up to `limit` operations, to be sent in this order."""
+        taken: list[int] = []
+        while self._takeable and len(taken) < limit:
+            ticket = heapq.heappop(self._takeable)
+            entry = self._entries[ticket]
+            entry.taken = True
+            taken.append(ticket)
+            for follower in entry.followers:
+                self._release(follower)
+            entry.followers = []
+        return taken
+
+    def finish(self, tickets: Iterable[int]) -> None:
+        """They are answered."""
+        for ticket in tickets:
+            entry = self._entries.pop(ticket)
+            for key in (*entry.keys.alone, *entry.keys.shared):
+                use = self._uses.get(key)
+                if use is None:
+                    continue
+                use.shared.pop(ticket, None)
+                if use.alone == ticket:
+                    use.alone = 0
+                if not use.alone and not use.shared:
+                    del self._uses[key]
+
+    def concerning(self, keys: Keys) -> Sequence[int]:
+        """What must be finished before an operation with these keys may be sent past the queue."""
+        found: set[int] = set()
+        for key in keys.alone:
+            if (use := self._uses.get(key)) is not None:
+                found.update((use.alone, *use.shared))
+        for key in keys.shared:
+            if (use := self._uses.get(key)) is not None:
+                found.add(use.alone)
+        found.discard(0)
+        return sorted(found)
+
+    def free(self) -> list[int]:
+        """What may be taken together now, with whatever follows from it, and what was taken and is not finished."""
+        found = {ticket for ticket, entry in self._entries.items() if entry.taken}
+        waits: dict[int, int] = {}
+        ready = list(self._takeable)
+        while ready:
+            ticket = ready.pop()
+            found.add(ticket)
+            for follower in self._entries[ticket].followers:
+                waits[follower] = waits.get(follower, self._entries[follower].waits) - 1
+                if not waits[follower]:
+                    ready.append(follower)
+        return sorted(found)
+
+    def changing_names_in(self, directory: int) -> Sequence[int]:
+        """What is queued that puts or takes names in a directory (its inode number)."""
+        use = self._uses.get(~directory)
+        return sorted({use.alone, *use.shared} - {0}) if use is not None else ()
+
+    def _release(self, ticket: int) -> None:
+        entry = self._entries[ticket]
+        entry.waits -= 1
+        if not entry.waits:
+            heapq.heappush(self._takeable, ticket)
