@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
 from collective.daemon.home import Home
+from collective.daemon.mount_writing import open_writer
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
 from collective.mount import unmount as unmount_directory
@@ -41,12 +42,46 @@ EVENT_TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class MountOptions:
-    """`directory` absolute; sizes in bytes."""
+    """`directory` absolute; sizes in bytes; `uid`, `gid`, `umask` None: as the names say."""
 
     directory: Path
     allow_other: bool = False
+    read_only: bool = False
     cache_bytes: int = 128 << 20
     read_ahead_bytes: int = 32 << 20
+    journal_bytes: int = 4 << 30
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+
+    def settings(self) -> MountSettings:
+        """For the mount room."""
+        return MountSettings(
+            mountpoint=self.directory,
+            allow_other=self.allow_other,
+            read_only=self.read_only,
+            cache_size_bytes=self.cache_bytes,
+            read_ahead_bytes=self.read_ahead_bytes,
+            journal_bytes=self.journal_bytes,
+            uid=self.uid,
+            gid=self.gid,
+            umask=self.umask,
+        )
+
+    def arguments(self) -> list[str]:
+        """The same options as the command line takes them."""
+        named = (
+            ("--uid", self.uid),
+            ("--gid", self.gid),
+            ("--umask", None if self.umask is None else f"{self.umask:o}"),
+        )
+        return [
+            *("--vfs-cache-max-size", str(self.cache_bytes), "--vfs-read-ahead", str(self.read_ahead_bytes)),
+            *("--vfs-write-buffer", str(self.journal_bytes)),
+            *(("--allow-other",) if self.allow_other else ()),
+            *(("--read-only",) if self.read_only else ()),
+            *(word for name, value in named if value is not None for word in (name, str(value))),
+        ]
 
 
 async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_descriptor: int = -1) -> None:
@@ -67,21 +102,29 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
         record.write_text(json.dumps({"directory": str(options.directory), "pid": os.getpid()}) + "\n")
         tell("ready")
 
+    def tell_why_not(error: CollectiveError) -> None:
+        if not record.exists():
+            tell(json.dumps({"message": error.message, "hint": error.hint}))
+
     home.mounts.mkdir(mode=0o700, exist_ok=True)
     record = home.mounts / f"{os.getpid()}.json"
-    settings = MountSettings(
-        mountpoint=options.directory,
-        allow_other=options.allow_other,
-        cache_size_bytes=options.cache_bytes,
-        read_ahead_bytes=options.read_ahead_bytes,
-    )
     try:
-        async with open_read_side(home, clock, observer) as side, asyncio.TaskGroup() as group:
-            writing = group.create_task(_write_statistics(side, options, record))
+        async with AsyncExitStack() as stack:
+            side = await stack.enter_async_context(open_read_side(home, clock, observer))
+            writer, committer = None, None
+            if not options.read_only:
+                writer, committer = await stack.enter_async_context(
+                    open_writer(home, side, options.journal_bytes, clock, observer)
+                )
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            background = [group.create_task(_write_statistics(side, options, record))]
+            if committer is not None:
+                background.append(group.create_task(committer.run()))
             with until_stopped() as stop:
                 serving = group.create_task(
-                    run_mount(side.reader, side.open, settings, observer, on_ready=on_ready,
-                              changes=_changes(side, observer), space=lambda: _space(side)),
+                    run_mount(side.reader, side.open, options.settings(), observer, on_ready=on_ready,
+                              changes=_changes(side, observer), writer=writer,
+                              space=committer.space if committer is not None else lambda: _space(side)),
                 )  # fmt: skip
                 stopping = group.create_task(stop.wait())
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,12 +132,16 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
                 serving.cancel()
                 with suppress(asyncio.CancelledError):
                     await serving
-            writing.cancel()
+            for task in background:
+                task.cancel()
     except BaseExceptionGroup as group_error:
         first = first_error(group_error)
-        if isinstance(first, CollectiveError) and ready_descriptor >= 0 and not record.exists():
-            tell(json.dumps({"message": first.message, "hint": first.hint}))
+        if isinstance(first, CollectiveError):
+            tell_why_not(first)
         raise first from None
+    except CollectiveError as error:
+        tell_why_not(error)
+        raise
     finally:
         record.unlink(missing_ok=True)
 
@@ -147,8 +194,7 @@ def mount_in_background(home: Home, options: MountOptions) -> None:
     arguments = [
         *(sys.executable, "-m", "collective.cli.main", "--home", str(home.path), "mount", str(options.directory)),
         *("--foreground", "--ready-descriptor", str(writing)),
-        *("--vfs-cache-max-size", str(options.cache_bytes), "--vfs-read-ahead", str(options.read_ahead_bytes)),
-        *(("--allow-other",) if options.allow_other else ()),
+        *options.arguments(),
     ]
     log_path = home.path / "mount.log"
     with log_path.open("ab") as log:
