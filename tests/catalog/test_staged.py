@@ -110,6 +110,8 @@ def test_an_answer_that_got_lost_does_no_harm(away: Away) -> None:
     """The same batch is sent again and is absorbed; what is in the feed here is not even staged again."""
     numbers = away.put(b"/media/file", b"1")
     row = away.bob.staged_batch(away.store.feed_id)[0]
+    assert away.bob.is_staged(row.staged.operation.id)
+    assert not away.bob.is_staged(operation_id(BOB))
     assert away.deliver(lose_answer=True) == ["APPLIED"]
     after = state_of(away.alice)
     assert [waiting.number for waiting in away.bob.staged_batch(away.store.feed_id)] == numbers
