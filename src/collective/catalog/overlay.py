@@ -159,6 +159,10 @@ class Overlay:
             self._kept[ino].node = node
         return node
 
+    def shows(self, ino: int) -> bool:
+        """Whether an inode is answered for here, because of changes that the base does not show yet."""
+        return ino in self._nodes
+
     def standing_again(self, ino: int) -> Node | None:
         """An inode that was removed here, when the base came to give it a name that nobody removed here."""
         place = self._base.place_of(ino)

@@ -58,6 +58,7 @@ class Replay:
         self._clock = clock
         self._observer = observer
         self._on_settled = on_settled
+        self._on_content: Callable[[DirtyFile, feed_pb2.Content, int], None] = lambda file, content, time_ns: None
         self._queues: dict[bytes, StoreQueue] = {}
         self._group: asyncio.TaskGroup | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -73,8 +74,9 @@ class Replay:
         return sum(queue.surprises for queue in self._queues.values())
 
     def on_content(self, arrived: Callable[[DirtyFile, feed_pb2.Content, int], None]) -> None:
-        """Who is told of each content that the home's database shows: the file, the content, when it was written."""
-        self._contents.on_content = arrived
+        """Who is told of each content that the home's database shows: the file, the content, when it was written. What
+        was settled with it is settled by then."""
+        self._on_content = arrived
 
     async def __aenter__(self) -> Replay:
         self._group = asyncio.TaskGroup()
@@ -284,3 +286,6 @@ class Replay:
     def _settled(self, seqs: list[int]) -> None:
         self._journal.settle(seqs)
         self._on_settled(seqs)
+        arrived, self._contents.arrived = self._contents.arrived, []
+        for one in arrived:
+            self._on_content(*one)

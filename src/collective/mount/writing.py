@@ -127,9 +127,9 @@ class Writing:
     def _wall_ns(self) -> int:
         return int(self._clock.wall() * 1e9)
 
-    def certain(self, parent_ino: int, told_at: float) -> bool:
-        """Whether nobody but this mount can have changed a directory since (monotonic seconds)."""
-        return self._leased.certain(parent_ino, told_at)
+    def certain_since(self, parent_ino: int) -> float:
+        """Since when (monotonic seconds) nobody but this mount can have changed a directory; else infinite."""
+        return self._leased.certain_since(parent_ino)
 
     # ------------------------------------------------------------------ changes of names (Recorder)
 
@@ -159,6 +159,8 @@ class Writing:
     def _content_arrived(self, file: DirtyFile, content: feed_pb2.Content, time_ns: int) -> None:
         """The database shows a file's content. Other changes of the file may still be under way: what the overlay shows
         of it for their sake has this content from now on, and the time that the file has now."""
+        if not self._overlay.shows(file.ino):
+            return
         try:
             time_ns = max(time_ns, self._overlay.get(file.ino).ctime_ns)
         except NotFound:
