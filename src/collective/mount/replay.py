@@ -98,7 +98,9 @@ class Replay:
         Raises: Full, Unreachable (the disk); nothing happened then.
         """
         seq = self._journal.append_operation(store_id, operation, of_directory=of_directory)
-        self._queue_operation(store_id, operation, seq, of_directory)
+        item = self._queue_operation(store_id, operation, seq, of_directory)
+        if operation.HasField("create") and not of_directory:
+            self._contents.create_queued(store_id, operation.create.inode, item)
         if operation.HasField("set_attributes") and operation.set_attributes.HasField("mtime_nanoseconds"):
             file = self._dirty.find(store_id, operation.set_attributes.inode)
             if file is not None:
@@ -253,11 +255,10 @@ class Replay:
 
     def _queue_operation(
         self, store_id: bytes, operation: feed_pb2.TreeOperation, seq: int, of_directory: bool
-    ) -> None:
+    ) -> Queued:
         item = Queued([seq], submit_pb2.StagedOperation(operation=operation))
-        if operation.HasField("create") and not of_directory:
-            self._contents.create_queued(store_id, operation.create.inode, item)
         self._queue(store_id).add(item, keys_of(operation, of_directory=of_directory))
+        return item
 
     def _settled(self, seqs: list[int]) -> None:
         self._journal.settle(seqs)
