@@ -299,9 +299,6 @@ class Contents:
     def need_base(self, file: DirtyFile) -> None:
         """Write down what the file's changes lie on, unless that is done. Raises: Full, Unreachable (the disk)."""
         if not file.base_seq and not file.unowned:
-            if not file.records:
-                # records of an earlier life of the file count no more, whether or not that was written down
-                file.upto, file.keep_start, file.keep_end = self._journal.last_seq, 0, 0
             file.base_seq = self._journal.hold_base(file.to_record())
 
     def renew_base(self, file: DirtyFile) -> None:
