@@ -1,4 +1,4 @@
-"""Killed at the n-th system call: mount and coordinator die inside a sync, a rename, a write; nothing closed is lost."""
+"""Killed at the n-th system call: the mount and the coordinator die inside a sync, a rename, a write."""
 
 from __future__ import annotations
 
