@@ -11,8 +11,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.catalogs import TestFederation, operation_id, put, rebuild, state_of, tree_of
+from support.operations import check_tree, likely_operation, random_operation
 
 from collective.catalog import Catalog, DataStore, Inline, Node, Reader
+from collective.catalog.entry import open_sealed, parse_entry
+from collective.catalog.inodes import CHANGES_PER_SEQ
 from collective.catalog.obstacles import token_of
 from collective.catalog.overlay import located
 from collective.core.errors import Unreachable
@@ -107,6 +110,28 @@ def everything(catalog: Catalog) -> set[bytes]:
     return {feed_pb2.Content.FromString(row[0]).inline for row in rows if isinstance(row[0], bytes)}
 
 
+def check_nothing_overwritten(catalog: Catalog, store: DataStore) -> None:
+    """Every content that was replaced was replaced by somebody who said that he had seen it (or wrote the same)."""
+    operations: dict[int, feed_pb2.TreeOperation] = {}
+    for raw in catalog.entries_after(store.feed_id, 0, max_bytes=1 << 30, max_entries=10_000):
+        entry = parse_entry(raw)
+        key = catalog.store_key(entry.header.key_name)
+        if not entry.sealed_part or key is None:
+            continue
+        sealed = feed_pb2.StoreSealed.FromString(open_sealed(entry, key))
+        operations |= {
+            entry.header.seq * CHANGES_PER_SEQ + index: operation for index, operation in enumerate(sealed.operations)
+        }
+    for content, change, removed in catalog._all("SELECT content, replaced_change, removed FROM history"):
+        operation = operations[change]  # type: ignore[index]  # an integer
+        if removed:
+            assert operation.HasField("unlink") or operation.rename.replaced_inode
+            continue
+        replaced = token_of(feed_pb2.Content.FromString(content or b""))  # type: ignore[arg-type]  # bytes
+        seen = [one.content.inline_hash for one in operation.expectations if one.HasField("content")]
+        assert replaced in [*seen, token_of(operation.set_content.content)]
+
+
 @SLOW
 @given(seed=st.integers(0, 2**32))
 def test_no_acknowledged_content_is_ever_lost(seed: int) -> None:
@@ -162,6 +187,7 @@ def test_no_acknowledged_content_is_ever_lost(seed: int) -> None:
         bob.discard([row.number for row in bob.pending()])
         assert tree_of(alice) == tree_of(bob)
         assert state_of(alice)["refused"] == [], "what was committed is what is applied"
+        check_nothing_overwritten(alice, store)
         fresh = rebuild(federation, alice, Path(folder) / "rebuilt")
         assert state_of(fresh) == state_of(alice)
         fresh.close()
@@ -194,6 +220,52 @@ def test_committing_again_changes_nothing(seed: int) -> None:
             outcomes = commit(part)
             assert all(outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT) for outcome in outcomes)
         assert state_of(alice) == before
+        federation.close()
+
+
+@SLOW
+@given(seed=st.integers(0, 2**32), exact=st.booleans())
+def test_whatever_a_member_sends_is_answered(seed: int, exact: bool) -> None:
+    """Nonsense and malice from one who may write: each change is answered, the tree stays whole, and what was answered
+    with yes is what the entry did."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        federation = TestFederation(Path(folder))
+        alice, bob = federation.add("alice"), federation.add("bob")
+        store = alice.create_datastore(b"/media", 0, 0, {})
+        alice.grant(b"/media", [feed_pb2.READ, feed_pb2.WRITE, feed_pb2.DELETE], "bob@media.collective")
+        first = alice.lease_numbers(store.feed_id, bob.own_domain, 1).start
+        with alice.change() as connection:  # as if the first block, which generated changes draw from, were bob's
+            connection.execute("UPDATE number_leases SET domain = ? WHERE first < ?", (bob.own_domain, first))
+        absorbed = 0
+        for _ in range(5):
+            changes = []
+            for _ in range(rng.randint(1, 20)):
+                operation = random_operation(rng) if rng.random() < 0.3 else likely_operation(rng, 5)
+                operation.id.writer = bob.own_domain
+                if rng.random() < 0.3:
+                    operation.expectations.add().content.CopyFrom(
+                        feed_pb2.ExpectedContent(inode=rng.randrange(12), inline_hash=rng.choice([b"", b"h" * 32]))
+                    )
+                if rng.random() < 0.3:
+                    operation.expectations.add().link.CopyFrom(
+                        feed_pb2.ExpectedLink(parent=rng.randrange(4), name=rng.choice(NAMES), inode=rng.randrange(6))
+                    )
+                changes.append(submit_pb2.StagedOperation(operation=operation))
+            outcomes, _ = alice.commit_operations(
+                store.feed_id, changes, actor_domain=bob.own_domain, now=1e9, exact=exact
+            )
+            for outcome in outcomes:
+                assert bool(outcome.errno) == (outcome.outcome in (submit_pb2.REFUSED, submit_pb2.MISSED))
+                assert not exact or outcome.outcome != submit_pb2.CONFLICT
+                absorbed += outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT)
+            check_tree(alice)
+        assert state_of(alice)["refused"] == []
+        rows = alice._one(
+            "SELECT count(*) FROM operations o JOIN feeds f ON f.id = o.feed WHERE f.feed_id = ? AND o.writer = ?",
+            store.feed_id, bob.own_domain,
+        )  # fmt: skip
+        assert rows == (absorbed,)
         federation.close()
 
 
