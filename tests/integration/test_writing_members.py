@@ -88,6 +88,15 @@ def test_only_what_was_granted_can_be_done(pair: tuple[Home, Home], tmp_path: Pa
     assert refused.code == 1
     assert "may not write" in refused.err
     assert pending(bob) == []
+    alice.ok("datastore", "create", "/inbox")
+    alice.ok("datastore", "grant", "/inbox", "write", "bob@media.collective")
+    wait_for(lambda: bob.run("put", tmp_path / "file", "/inbox/letter").code == 0, "bob to drop a letter in")
+    again = bob.ok("put", tmp_path / "other", "/inbox/letter").err
+    assert "letter (conflict bob " in again
+    assert len(names(alice, "/inbox")) == 2
+    assert bob.run("ls", "/inbox").code == 1
+    assert bob.run("rm", "/inbox/letter").code == 1
+    assert pending(bob) == []
 
 
 def test_an_owner_who_is_away_gets_everything_when_she_is_back(pair: tuple[Home, Home], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ owner is away, and the reply says that. Planning and staging is one step per Dat
 from __future__ import annotations
 
 import asyncio
+import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = ["PathDesk", "path_rows"]
 
 TRIES = 3  # a plan that met somebody else's change is made again, on the tree as it is then
 NOTES_TOLD = 20
+TOP_DIRECTORY = 1  # the inode number of every DataStore's own
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,43 @@ class PathDesk:
     async def _plan(self, request: control_pb2.CommitRequest, actor: str) -> Plan:
         asked = getattr(request, request.WhichOneof("change") or "")
         plans: list[Plan] = []
-        await self.write(lambda: plans.append(self.catalog.plan(request.id, asked, actor)))
+
+        def plan() -> None:
+            store, rest = self._place(request)
+            if store.readable:
+                plans.append(self.catalog.plan(request.id, asked, actor))
+            else:
+                plans.append(self._drop_in(request, store, rest, actor))
+
+        await self.write(plan)
         return plans[0]
+
+    def _drop_in(self, request: control_pb2.CommitRequest, store: DataStore, name: bytes, actor: str) -> Plan:
+        """WRITE without READ is a drop box: a new small file at its top, whatever lies there. Raises: Refused."""
+        put = request.put_file
+        shown = store.path.decode(errors="replace")
+        if not request.HasField("put_file") or b"/" in name or put.content.version_id:
+            raise Refused(
+                f"{shown} cannot be read from here: only new files of up to 4 KiB can be put into it, at its top",
+                f"its owner gives more: collective datastore grant {shown} read,write …",
+            )
+        numbers = self.catalog.take_numbers(store.feed_id, 1)
+        if numbers is None:
+            raise Unreachable(f"no inode numbers of {shown} are in stock", "its owner gives them when it is reached")
+        operation = feed_pb2.TreeOperation(
+            id=request.id,
+            actor=actor,
+            time_nanoseconds=int(self.uploads.clock.wall() * 1e9),
+            create=feed_pb2.Create(
+                parent=TOP_DIRECTORY,
+                name=name,
+                inode=numbers.start,
+                mode=stat.S_IFREG | stat.S_IMODE(put.mode or 0o644),
+                mtime_nanoseconds=put.mtime_nanoseconds,
+                content=put.content,
+            ),
+        )
+        return Plan(store, [submit_pb2.StagedOperation(operation=operation)])
 
     async def _do_exactly(self, request: control_pb2.CommitRequest, plan: Plan) -> control_pb2.CommitReply:
         """Hand the plan in, and be told. Raises: _NothingDone when not one of its operations fits any more."""
