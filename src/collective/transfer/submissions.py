@@ -78,10 +78,9 @@ def _verify_layout(content: feed_pb2.Content, staged: submit_pb2.StagedOperation
     if not 0 < layout.chunk_size_bytes <= MAX_CHUNK_SIZE_BYTES:
         raise Corrupt(f"chunks of {layout.chunk_size_bytes} bytes are none")
     shape = VersionLayout(layout.size_bytes, layout.chunk_size_bytes)
+    sizes = [chunk.size_bytes for chunk in chunks]
     # the count first: a size that somebody made up is not counted through
-    if len(chunks) != shape.chunk_count or [chunk.size_bytes for chunk in chunks] != [
-        shape.chunk_size(index) for index in range(shape.chunk_count)
-    ]:
+    if len(sizes) != shape.chunk_count or sizes != [shape.chunk_size(index) for index in range(len(sizes))]:
         raise Corrupt("the chunks listed do not add up to the file's size")
     if compute_layout_hash(layout) != layout.layout_hash:
         raise Corrupt("the layout is not the one its hash names")
