@@ -46,7 +46,8 @@ def test_what_bob_writes_lies_at_both_homes(pair: tuple[Home, Home], tmp_path: P
     alice, bob = pair
     (tmp_path / "small").write_bytes(b"a small content")
     (tmp_path / "large").write_bytes(os.urandom((20 << 20) + 5))
-    bob.ok("put", tmp_path / "small", "/media/from bob/small")
+    put = bob.ok("put", tmp_path / "small", "/media/from bob/small", "--level", "two", "--timeout", "40", "--json").json
+    assert put["level"] == "two"
     put = bob.ok("put", tmp_path / "large", "/media/from bob/large", "--level", "two", "--timeout", "40", "--json").json
     assert (put["level"], put["staged"], put["notes"]) == ("two", 0, [])
     assert sorted(put["holders"]) == ["alice.media.collective", "bob.media.collective"]

@@ -157,10 +157,10 @@ class PathDesk:
         async with self.gates.setdefault(store.feed_id, asyncio.Lock()):
             plan = await self._plan(request, actor)
             staged = [await self.submit.stage(store, part) for part in _parts(plan)]
-        outcomes = [outcome for changes in staged for outcome in (await changes.reply()).outcomes]
-        reply = self._reply(request, store, None)
+        answers = [await changes.reply() for changes in staged]
+        reply = self._reply(request, store, answers[-1].position if answers else None)
         try:
-            self._judge(outcomes, 0, reply)
+            self._judge([outcome for answer in answers for outcome in answer.outcomes], 0, reply)
         except CollectiveError:
             numbers = [number for changes in staged for number in changes.receipt.numbers]
             await self._discard(numbers)
