@@ -46,7 +46,8 @@ def test_what_bob_writes_lies_at_both_homes(pair: tuple[Home, Home], tmp_path: P
     alice, bob = pair
     (tmp_path / "small").write_bytes(b"a small content")
     (tmp_path / "large").write_bytes(os.urandom((20 << 20) + 5))
-    bob.ok("put", tmp_path / "small", "/media/from bob/small")
+    put = bob.ok("put", tmp_path / "small", "/media/from bob/small", "--level", "two", "--timeout", "40", "--json").json
+    assert put["level"] == "two"
     put = bob.ok("put", tmp_path / "large", "/media/from bob/large", "--level", "two", "--timeout", "40", "--json").json
     assert (put["level"], put["staged"], put["notes"]) == ("two", 0, [])
     assert sorted(put["holders"]) == ["alice.media.collective", "bob.media.collective"]
@@ -87,6 +88,15 @@ def test_only_what_was_granted_can_be_done(pair: tuple[Home, Home], tmp_path: Pa
     refused = bob.run("put", tmp_path / "file", "/private/file")
     assert refused.code == 1
     assert "may not write" in refused.err
+    assert pending(bob) == []
+    alice.ok("datastore", "create", "/inbox")
+    alice.ok("datastore", "grant", "/inbox", "write", "bob@media.collective")
+    wait_for(lambda: bob.run("put", tmp_path / "file", "/inbox/letter").code == 0, "bob to drop a letter in")
+    again = bob.ok("put", tmp_path / "other", "/inbox/letter").err
+    assert "letter (conflict bob " in again
+    assert len(names(alice, "/inbox")) == 2
+    assert bob.run("ls", "/inbox").code == 1
+    assert bob.run("rm", "/inbox/letter").code == 1
     assert pending(bob) == []
 
 
