@@ -31,7 +31,7 @@ __all__ = [
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_PDEATHSIG = 1
-_GC_YOUNG_OBJECTS, _GC_YOUNG_ROUNDS, _GC_MIDDLE_ROUNDS = 10_000, 20, 20  # a few MB of garbage in cycles at most
+_GC_YOUNG_OBJECTS, _GC_YOUNG_ROUNDS, _GC_MIDDLE_ROUNDS = 50_000, 10, 10  # some 10 MB of garbage in cycles at most
 Result = TypeVar("Result")
 
 

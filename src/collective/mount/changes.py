@@ -71,9 +71,7 @@ class ToldNames:
     def stale(self, now: float) -> Iterator[Stale | None]:
         """What is not true any more, and forget it; None for each comparison, so that the caller can pause."""
         self._forget(now)
-        certain: dict[int, float] = {}  # a lease that ends meanwhile: whatever is changed then is another change
-        for parent_ino in {told[2] for told in self._nodes.values()} | {parent for parent, _ in self._entries}:
-            certain[parent_ino] = self._certain_since(parent_ino) if parent_ino else inf
+        certain = _OncePerDirectory(self._certain_since)  # what changes after a lease's end is looked at after that
         nodes = [(ino, node) for ino, (node, told_at, parent) in self._nodes.items() if told_at < certain[parent]]
         entries = [(entry, ino) for entry, (ino, told_at) in self._entries.items() if told_at < certain[entry[0]]]
         for ino, node in nodes:
@@ -107,6 +105,17 @@ class ToldNames:
             return self._names.lookup(parent_ino, name).ino
         except CollectiveError:  # gone, or not readable any more: the kernel must ask again
             return None
+
+
+class _OncePerDirectory(dict[int, float]):
+    """Since when each directory is certain, asked once."""
+
+    def __init__(self, certain_since: Callable[[int], float]) -> None:
+        self._certain_since = certain_since
+
+    def __missing__(self, ino: int) -> float:
+        since = self[ino] = self._certain_since(ino) if ino else inf
+        return since
 
 
 def _attributes(node: Node) -> tuple[object, ...]:
