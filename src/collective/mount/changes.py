@@ -32,7 +32,8 @@ class ToldNames:
     """The answers given within the last `timeout_seconds`.
 
     `certain_since(parent_ino)` says since when nobody else can have changed that directory: younger answers are not
-    compared (in a folder where this mount makes thousands of files, that is all of them). What this mount changes itself the kernel knows already: `changed_here` takes it out.
+    compared (in a folder where this mount makes thousands of files, that is all of them). What this mount changes
+    itself the kernel knows already: `changed_here` takes it out.
     """
 
     def __init__(

@@ -102,6 +102,11 @@ class DeviceWatch:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the event loop looks at the descriptor."""
+        return self._watched is not None
+
     def stop(self) -> None:
         """Have the event loop forget the descriptor; before it is closed."""
         if self._watched is not None:

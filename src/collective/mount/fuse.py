@@ -104,7 +104,7 @@ def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettin
         options.add("allow_other")
     watch = DeviceWatch(pyfuse3.asyncio.ClosedResourceError, operations.waiting)
     pyfuse3.asyncio.enable()
-    pyfuse3.asyncio.Lock = Turns  # type: ignore[assignment,misc]
+    pyfuse3.asyncio.Lock = Turns  # type: ignore[assignment]
     pyfuse3.asyncio.wait_readable = watch.wait_readable  # type: ignore[assignment]
     pyfuse3.asyncio.notify_closing = watch.close  # type: ignore[assignment]
     try:

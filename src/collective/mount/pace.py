@@ -1,7 +1,7 @@
 """Uploads give way to programs that write: both need the same cores, and what was written is in the journal already.
 
-    programs write much, the journal has room    8 MiB of a large content are read for its upload each quarter second
-    no write for 50 ms, or half the journal full  as fast as it goes
+programs write much                            8 MiB of a large content are read for its upload each quarter second
+none did for 50 ms, or half the journal is full  as fast as it goes
 """
 
 from __future__ import annotations

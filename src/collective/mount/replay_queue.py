@@ -4,8 +4,9 @@
 
 A batch goes when nothing was added for 20 ms, or at 512, or after 200 ms, or at once when somebody waits for it: a
 single change is seen by others at once, and a program that makes many pays the fixed price of a batch (two syncs, a
-signed entry, everybody told) rarely. It is sent again until it is answered: every operation carries its id, so the second time changes nothing. Only an answer settles
-an operation; whatever error the call as a whole meets, the batch is kept.
+signed entry, everybody told) rarely. It is sent again until it is answered: every operation carries its id, so the
+second time changes nothing. Only an answer settles an operation; whatever error the call as a whole meets, the batch
+is kept.
 """
 
 from __future__ import annotations
