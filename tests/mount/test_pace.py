@@ -13,7 +13,7 @@ class Desk:
         self.now = 100.0
         self.hurried = False
         self.writing = writing
-        self.pace = Pace(lambda: self.now, lambda: self.hurried, self._sleep)
+        self.pace = Pace(lambda: self.hurried, lambda: self.now, self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         assert seconds > 0

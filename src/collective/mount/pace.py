@@ -19,16 +19,16 @@ MUCH_BYTES = 64 * KIB  # in one write; smaller ones leave the processor to other
 
 
 class Pace:
-    """One mount's. `now` is monotonic seconds, `hurried` says that the journal needs its room."""
+    """One mount's. `hurried` says that the journal needs its room; `now` is the clock that `sleep` goes by."""
 
     def __init__(
         self,
-        now: Callable[[], float],
         hurried: Callable[[], bool],
+        now: Callable[[], float] = lambda: asyncio.get_running_loop().time(),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._now = now
         self._hurried = hurried
+        self._now = now
         self._sleep = sleep
         self._quiet_from = 0.0
 

@@ -65,7 +65,7 @@ class Replay:
         self._tasks: list[asyncio.Task[None]] = []
         self._writers: dict[int, int] = {}
         self._next_sync = 0.0
-        self._pace = Pace(clock.monotonic, lambda: journal.half_full)
+        self._pace = Pace(lambda: journal.half_full)
         plain = PlainReader(journal, open_source, self._pace)
         self._contents = Contents(journal, dirty, committer, plain, author, observer, self._queue)
         journal.on_pressure = self._relieve
