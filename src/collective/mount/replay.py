@@ -217,9 +217,13 @@ class Replay:
             raise problem
 
     async def before(self, store_id: bytes, operation: feed_pb2.TreeOperation, *, of_directory: bool = False) -> None:
-        """Return when nothing queued concerns what `operation` names, so that it can be submitted by itself."""
+        """Return when nothing queued concerns what `operation` names, so that it can be submitted by itself.
+
+        Raises: Unreachable when what is queued could not be sent the last time.
+        """
         if (queue := self._queues.get(store_id)) is not None:
-            await queue.finished(queue.concerning(keys_of(operation, of_directory=of_directory)))
+            concerned = queue.concerning(keys_of(operation, of_directory=of_directory))
+            await queue.finished(concerned, queue.check_sending)
 
     async def settle_directory(self, store_id: bytes, inode: int) -> None:
         """Return when nothing queued puts or takes names in a directory (its number); what may go goes at once."""
