@@ -75,6 +75,10 @@ class Overlay:
         """Operations that are not settled."""
         return len(self._touched)
 
+    def overrides(self, ino: int) -> bool:
+        """Whether an inode is shown as changes that are not settled left it."""
+        return ino in self._nodes
+
     # ------------------------------------------------------------ changing
 
     def apply(self, seq: int, store: DataStore, operation: feed_pb2.TreeOperation, time_ns: int) -> str:
@@ -158,10 +162,6 @@ class Overlay:
         if ino in self._kept:
             self._kept[ino].node = node
         return node
-
-    def shows(self, ino: int) -> bool:
-        """Whether an inode is answered for here, because of changes that the base does not show yet."""
-        return ino in self._nodes
 
     def standing_again(self, ino: int) -> Node | None:
         """An inode that was removed here, when the base came to give it a name that nobody removed here."""

@@ -59,7 +59,6 @@ class Replay:
         self._clock = clock
         self._observer = observer
         self._on_settled = on_settled
-        self._on_content: Callable[[DirtyFile, feed_pb2.Content, int], None] = lambda file, content, time_ns: None
         self._queues: dict[bytes, StoreQueue] = {}
         self._group: asyncio.TaskGroup | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -76,9 +75,8 @@ class Replay:
         return sum(queue.surprises for queue in self._queues.values())
 
     def on_content(self, arrived: Callable[[DirtyFile, feed_pb2.Content, int], None]) -> None:
-        """Who is told of each content that the home's database shows: the file, the content, when it was written. What
-        was settled with it is settled by then."""
-        self._on_content = arrived
+        """Who is told of each content that the home's database shows: the file, the content, when it was written."""
+        self._contents.on_content = arrived
 
     async def __aenter__(self) -> Replay:
         self._group = asyncio.TaskGroup()
@@ -222,9 +220,13 @@ class Replay:
             raise problem
 
     async def before(self, store_id: bytes, operation: feed_pb2.TreeOperation, *, of_directory: bool = False) -> None:
-        """Return when nothing queued concerns what `operation` names, so that it can be submitted by itself."""
+        """Return when nothing queued concerns what `operation` names, so that it can be submitted by itself.
+
+        Raises: Unreachable when what is queued could not be sent the last time.
+        """
         if (queue := self._queues.get(store_id)) is not None:
-            await queue.finished(queue.concerning(keys_of(operation, of_directory=of_directory)))
+            concerned = queue.concerning(keys_of(operation, of_directory=of_directory))
+            await queue.finished(concerned, queue.check_sending)
 
     async def settle_directory(self, store_id: bytes, inode: int) -> None:
         """Return when nothing queued puts or takes names in a directory (its number); what may go goes at once."""
@@ -292,6 +294,3 @@ class Replay:
     def _settled(self, seqs: list[int]) -> None:
         self._journal.settle(seqs)
         self._on_settled(seqs)
-        arrived, self._contents.arrived = self._contents.arrived, []
-        for one in arrived:
-            self._on_content(*one)

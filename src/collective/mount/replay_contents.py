@@ -77,8 +77,8 @@ class Contents:
         self._large: deque[Flush] = deque()
         self._some = asyncio.Event()
         self._overdue: dict[int, list[int]] = {}
-        self.arrived: list[tuple[DirtyFile, feed_pb2.Content, int]] = []
-        """Contents that the home's database shows since the last batch, each with the wall time of its last change."""
+        self.on_content: Callable[[DirtyFile, feed_pb2.Content, int], None] = lambda file, content, time_ns: None
+        """The home's database shows this content of the file, which was last changed at the wall time `time_ns`."""
         self.problems: dict[int, CollectiveError] = {}
         """What the last attempt to upload a file's content met, when trying again may not help."""
 
@@ -310,7 +310,7 @@ class Contents:
         assert frozen is not None
         assert flush.content is not None
         gone = [*file.settle(base_of(file.store_id, flush.content)), flush.flush_seq]
-        self.arrived.append((file, flush.content, frozen.time_ns))
+        self.on_content(file, flush.content, frozen.time_ns)
         self._base_after(file, gone)
         flush.item.seqs += [seq for seq in gone if seq]
         self._over(flush)
