@@ -107,7 +107,9 @@ class Replay:
         Raises: Full, Unreachable (the disk); nothing happened then.
         """
         seq = self._journal.append_operation(store_id, operation, of_directory=of_directory)
-        self._queue_operation(store_id, operation, seq, of_directory)
+        item = self._queue_operation(store_id, operation, seq, of_directory)
+        if operation.HasField("create") and not of_directory:
+            self._contents.create_queued(store_id, operation.create.inode, item)
         self._also_changes_content(store_id, operation)
         return seq
 
@@ -275,11 +277,10 @@ class Replay:
 
     def _queue_operation(
         self, store_id: bytes, operation: feed_pb2.TreeOperation, seq: int, of_directory: bool
-    ) -> None:
+    ) -> Queued:
         item = Queued([seq], submit_pb2.StagedOperation(operation=operation))
-        if operation.HasField("create") and not of_directory:
-            self._contents.create_queued(store_id, operation.create.inode, item)
         self._queue(store_id).add(item, keys_of(operation, of_directory=of_directory))
+        return item
 
     def _settled(self, seqs: list[int]) -> None:
         self._journal.settle(seqs)

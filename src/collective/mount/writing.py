@@ -61,9 +61,7 @@ class Writer:
 
     def begin(self, names: Any, reader: ContentReader, open_source: OpenSource, observer: Observer) -> Writing:
         """`names` is a `WritableNames`."""
-        return Writing(
-            names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer
-        )
+        return Writing(names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer)
 
 
 class Writing:
@@ -92,9 +90,7 @@ class Writing:
         self._leases = Leases(committer, self._settle_directory, clock.monotonic)
         self._leased = LeasedNames(names, self._leases)
         self._overlay = Overlay(self._leased)
-        self._replay = Replay(
-            journal, self._dirty, committer, open_source, author, clock, observer, self._settled
-        )
+        self._replay = Replay(journal, self._dirty, committer, open_source, author, clock, observer, self._settled)
         self._replay.on_content(self._content_arrived)
         self.view = TreeView(names, self._leased, self._overlay, self._dirty, committer.may_write)
         self.files = OpenFiles(self.view, reader, self, self._wall_ns)
