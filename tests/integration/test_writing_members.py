@@ -176,26 +176,24 @@ def test_changes_that_met_are_both_kept_and_named(pair: tuple[Home, Home], tmp_p
     assert any("conflict names" in finding["message"] for finding in status["findings"])
 
 
-def test_versions_copies_and_restoring(pair: tuple[Home, Home], tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_versions_copies_and_restoring(pair: tuple[Home, Home], tmp_path: Path, who: str) -> None:
     """In one's own DataStore and in another's: cp moves no byte, every content can be had again."""
     alice, bob = pair
+    home = alice if who == "alice" else bob
     large = os.urandom(6 << 20)
     (tmp_path / "first").write_bytes(large)
     (tmp_path / "second").write_bytes(b"second")
-    for home in (alice, bob):
-        top = f"/media/{home.name}"
-        home.ok("put", tmp_path / "first", f"{top}/file")
-        home.ok("put", tmp_path / "second", f"{top}/file")
-        versions = home.ok("versions", f"{top}/file", "--json").json["versions"]
-        assert [(version["size_bytes"], version["current"]) for version in versions] == [(6, True), (len(large), False)]
-        home.ok("restore", f"{top}/file", "--as", f"{top}/before")
-        home.ok("get", f"{top}/before", tmp_path / "back")
-        assert (tmp_path / "back").read_bytes() == large
-        home.ok("cp", f"{top}/before", f"{top}/copy")
-        home.ok("rm", f"{top}/before")
-        home.ok("restore", f"{top}/before")
-        home.ok("cp", "-r", top, f"{top} again")
-        assert names(home, f"{top} again") == ["before", "copy", "file"]
-        home.ok("get", f"{top} again/copy", tmp_path / "back")
-        assert (tmp_path / "back").read_bytes() == large
+    home.ok("put", tmp_path / "first", "/media/top/file")
+    home.ok("put", tmp_path / "second", "/media/top/file")
+    versions = home.ok("versions", "/media/top/file", "--json").json["versions"]
+    assert [(version["size_bytes"], version["current"]) for version in versions] == [(6, True), (len(large), False)]
+    home.ok("restore", "/media/top/file", "--as", "/media/top/before")
+    home.ok("cp", "/media/top/before", "/media/top/copy")
+    home.ok("rm", "/media/top/before")
+    home.ok("restore", "/media/top/before")
+    home.ok("cp", "-r", "/media/top", "/media/again")
+    assert names(home, "/media/again") == ["before", "copy", "file"]
+    home.ok("get", "/media/again/copy", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == large
     same_names(alice, bob, "/media")
