@@ -131,7 +131,7 @@ class TreeView:
         self._dirty = dirty
         self._may_write = may_write
         self._stores: dict[bytes, DataStore] = {}
-        self._writable: dict[bytes, bool] = {}  # since the database changed; who may no more is refused by the owner too
+        self._writable: dict[bytes, bool] = {}  # since the database changed; the owner judges anyway
         self.content = overlay.content
         self.xattrs = overlay.xattrs
         self.refresh()
