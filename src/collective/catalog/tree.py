@@ -159,14 +159,16 @@ class _Rules:
             content = _stored(change.content, provisional=not change.HasField("content"))
         else:
             content = StoredContent(len(target or b""), None, provisional=True)
+        mtime_ns = change.mtime_nanoseconds or self._time_ns
         attributes = Attributes(
             mode=change.mode,
             uid=change.uid,
             gid=change.gid,
             rdev=_bounded(change.rdev),
             link_count=2 if directory else 1,
-            mtime_ns=change.mtime_nanoseconds or self._time_ns,
-            ctime_ns=self._time_ns,
+            mtime_ns=mtime_ns,
+            # a content that came after the name is the later change
+            ctime_ns=max(self._time_ns, mtime_ns) if change.content.size_bytes else self._time_ns,
             symlink_target=target,
             content=content,
         )

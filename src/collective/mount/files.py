@@ -102,10 +102,11 @@ class OpenFiles:
         self._wall_ns = wall_ns
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._open: dict[int, OpenInode] = {}  # the one that reads the newest content, per inode
+        self._users: dict[int, int] = {}  # handles per inode, whatever content they read
         self._last_opened = LastOpened()
 
     def is_open(self, ino: int) -> bool:
-        return ino in self._open
+        return ino in self._users
 
     def node_of_removed(self, ino: int) -> Node:
         """What is known of a file that others removed while it is open here. Raises: NotFound when it is not."""
@@ -122,12 +123,11 @@ class OpenFiles:
             raise OSError(errno.EISDIR, "a directory")
         opened = self._open.get(node.ino)
         if opened is None or not self._is_current(opened, node):
-            fresh = OpenInode(node)
-            self._use(fresh, self._contents_of(node))
-            opened = self._open[node.ino] = fresh
+            opened = self._open_anew(node)
         opened.node = node
         handle = FileHandle(opened, flags & os.O_ACCMODE in WRITING_FLAGS)
         opened.handles.add(handle)
+        self._users[node.ino] = self._users.get(node.ino, 0) + 1
         try:
             number = self._handles.add(handle)
         except OSError:
@@ -145,13 +145,15 @@ class OpenFiles:
         opened = handle.opened
         self._counted(handle, writing=False)
         opened.handles.discard(handle)
-        if opened.handles:
+        if not opened.handles:
+            if opened.content is not None:
+                self._reader.close(opened.content)
+            if self._open.get(opened.ino) is opened:
+                del self._open[opened.ino]
+        self._users[opened.ino] -= 1
+        if self._users[opened.ino]:
             return None
-        if opened.content is not None:
-            self._reader.close(opened.content)
-        if self._open.get(opened.ino) is not opened:
-            return None
-        del self._open[opened.ino]
+        del self._users[opened.ino]
         return opened.ino
 
     def _counted(self, handle: FileHandle, *, writing: bool) -> None:
@@ -177,9 +179,12 @@ class OpenFiles:
             return True
         return self._key(self._view.content(node)) == opened.key
 
-    def _contents_of(self, node: Node) -> InlineContent | ContentReference:
+    def _open_anew(self, node: Node) -> OpenInode:
         dirty = self._written.dirty(node.ino) if self._written is not None else None
-        return dirty.base if dirty is not None else self._view.content(node)
+        opened = OpenInode(node, changed_here=dirty is not None)
+        self._use(opened, dirty.base if dirty is not None else self._view.content(node))
+        self._open[node.ino] = opened
+        return opened
 
     @staticmethod
     def _key(contents: InlineContent | ContentReference) -> Hashable:

@@ -108,6 +108,9 @@ class Replay:
         """
         seq = self._journal.append_operation(store_id, operation, of_directory=of_directory)
         self._queue_operation(store_id, operation, seq, of_directory)
+        changed = operation.set_attributes.inode or operation.set_xattr.inode or operation.link.inode
+        if changed and (file := self._dirty.find(store_id, changed)) is not None:
+            file.time_ns = max(file.time_ns, operation.time_nanoseconds)  # its content must not set the ctime back
         if operation.HasField("set_attributes") and operation.set_attributes.HasField("mtime_nanoseconds"):
             number, mtime_ns = operation.set_attributes.inode, operation.set_attributes.mtime_nanoseconds
             file = self._dirty.find(store_id, number)

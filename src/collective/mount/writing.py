@@ -20,7 +20,7 @@ from typing import Any
 from collective.catalog.models import DataStore, Node, VersionReference
 from collective.catalog.overlay import Overlay
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError
+from collective.core.errors import CollectiveError, NotFound
 from collective.core.observe import Observer
 from collective.mount.changing import TreeChanges
 from collective.mount.committing import Author, Committer
@@ -207,7 +207,10 @@ class Writing:
         file = self._dirty.get(node.ino)
         if file is None:
             assert node.store_id is not None, "a file lies in a DataStore"
-            base = self.view.content(node)
+            try:
+                base = self.view.content(node)
+            except NotFound:
+                raise OSError(errno.ESTALE, "somebody else removed the file") from None
             file = self._dirty.begin(node.ino, node.store_id, base, node.size_bytes, node.mtime_ns)
             if not node.link_count:
                 self._replay.orphan(node.ino)
