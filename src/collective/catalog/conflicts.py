@@ -25,6 +25,7 @@ from collective.wire import feed_pb2
 __all__ = ["Kept", "Repair"]
 
 MAX_WALK = 1024
+DETOUR_SECONDS = 365 * 86_400
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,24 @@ class Repair:
                     "DELETE FROM inode_detours WHERE feed_id = ? AND writer = ? AND inode = ? AND content = ?",
                     (*key, forget),
                 )
-            connection.execute("INSERT OR REPLACE INTO inode_detours VALUES (?, ?, ?, ?, ?)", (*key, content, to))
+            connection.execute(
+                "INSERT OR REPLACE INTO inode_detours VALUES (?, ?, ?, ?, ?, ?)",
+                (*key, content, to, int(self._now * 1000)),
+            )
 
     def _add_name_detour(self, parent: int, name: bytes, inode: int, to: tuple[int, bytes]) -> None:
         with self._ledger.change() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO name_detours VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (self._view.store.feed_id, self._writer, parent, name, inode, *to),
+                "INSERT OR REPLACE INTO name_detours VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (self._view.store.feed_id, self._writer, parent, name, inode, *to, int(self._now * 1000)),
             )
+
+    def forget_old_detours(self) -> None:
+        """A writer that comes back after so long finds one more conflict file, and nothing is missing."""
+        before_ms = int((self._now - DETOUR_SECONDS) * 1000)
+        with self._ledger.change() as connection:
+            for table in ("name_detours", "inode_detours"):
+                connection.execute(f"DELETE FROM {table} WHERE at_ms < ?", (before_ms,))
 
     # ------------------------------------------------------------ repairs
 

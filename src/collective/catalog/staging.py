@@ -36,6 +36,7 @@ ChooseMembers = Callable[[DataStore, bytes, int, str], Sequence[str]]
 MAX_ENTRY_CHANGES = 1000  # of an entry's 1,024 operations …
 MAX_ENTRY_CHANGE_BYTES = 900 * KIB  # … and of its 1 MiB
 ID_BYTES = 16
+MAX_CONFLICTS = 10_000  # that are remembered for the report
 MAX_REPAIRS = 4  # content, then folder, then name: no change needs more
 
 Outcome = submit_pb2.OperationOutcome
@@ -140,6 +141,7 @@ class _Batch:
         self._pages: dict[bytes, bytes] = {}
         self._absorbed: feed_pb2.Position | None = None
         self._here: set[bytes] = set()
+        self._had_conflicts = False
 
     # ------------------------------------------------------------ one change
 
@@ -249,6 +251,8 @@ class _Batch:
     def append(self) -> feed_pb2.Position | None:
         """Append what was taken up; the position of the last entry that carries one of the changes."""
         position = self._absorbed
+        if self._had_conflicts:
+            self._forget_old()
         if self._pages:
             put_pages(self._ledger, self._pages)
         foreign = self._domain != self._store.owner
@@ -275,6 +279,15 @@ class _Batch:
                     path + b"/" + kept.name if path else kept.name, kept.name, kept.reason,
                 ),
             )  # fmt: skip
+        self._had_conflicts = True
+
+    def _forget_old(self) -> None:
+        """With new conflicts the oldest reports go, and what led their writers' later changes around them."""
+        with self._ledger.change() as connection:
+            connection.execute(
+                "DELETE FROM conflicts WHERE number <= (SELECT max(number) FROM conflicts) - ?", (MAX_CONFLICTS,)
+            )
+        self._repair.forget_old_detours()
 
     def _told_before(self, id_: feed_pb2.OperationId) -> Outcome:
         row = self._ledger._one(
