@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from collective.core.address import FederatedAddress
-from collective.core.errors import Unreachable
+from collective.core.errors import Refused, Unreachable
 from collective.core.observe import SILENT
 from collective.daemon import committing
 from collective.daemon.committing import LaneCommitter
@@ -26,6 +26,7 @@ from collective.identity import (
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
 from collective.transfer import leases, serve_leases
 from collective.transfer.serve_leases import LeaseDesk, lease_handlers
+from collective.wire import submit_pb2
 
 CLOCK = SystemClock()
 DOMAIN = "alice.media.collective"
@@ -266,3 +267,14 @@ async def test_a_promised_change_is_made_all_the_same(
             raise AssertionError("it was not given up")
     async with coordinator.desk.changing(None, [(STORE, 1)], exact=False):
         assert coordinator.desk.table.holder((STORE, 1), CLOCK.monotonic()) is not None
+
+
+def test_changes_are_cut_to_what_a_call_carries() -> None:
+    """In order, none left out, each call under its limit; what no call can carry is said in words."""
+    operations = [submit_pb2.StagedOperation(pages=[bytes(size)]) for size in (10, 3 << 20, 2 << 20, 5 << 20, 7, 8)]
+    portions = list(committing._portions(operations))
+    assert [staged for portion in portions for staged in portion] == operations
+    assert [len(portion) for portion in portions] == [2, 1, 1, 2]
+    assert list(committing._portions([])) == []
+    with pytest.raises(Refused, match="too large"):
+        list(committing._portions([submit_pb2.StagedOperation(pages=[bytes(9 << 20)])]))

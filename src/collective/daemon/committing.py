@@ -11,7 +11,7 @@ another one, and whatever was leased before is void.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -20,6 +20,7 @@ from collective.catalog import DataStore
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Refused, Unreachable
 from collective.core.observe import Observer
+from collective.core.sizes import MIB
 from collective.daemon.client import ReadSide, dial_own_coordinator
 from collective.daemon.uploading import Uploader
 from collective.mount.committing import GiveUp, PlainContent, SealedContent
@@ -38,6 +39,8 @@ OPEN_SECONDS = 2.0  # a call waits this long for a connection that is being dial
 SUBMIT_TIMEOUT_SECONDS = 60.0  # recalls, two syncs, and an owner at the other end of a thin line
 CALL_TIMEOUT_SECONDS = 10.0
 LEVEL_GRACE_SECONDS = 5.0
+PORTION_BYTES = 4 * MIB  # of operations in one call
+OPERATION_BYTES = 8 * MIB  # what the lane carries; the pages of a file of about 900 GB
 _Reply = TypeVar("_Reply", bound=Message)
 
 
@@ -81,11 +84,14 @@ class LaneCommitter:
     async def submit(
         self, store_id: bytes, operations: Sequence[submit_pb2.StagedOperation], *, exact: bool
     ) -> Sequence[submit_pb2.OperationOutcome]:
-        request = submit_pb2.SubmitRequest(store_id=store_id, operations=operations, exact=exact)
-        reply = await self._ask(lane_pb2.LANE_SUBMIT, request, submit_pb2.SubmitReply, SUBMIT_TIMEOUT_SECONDS)
-        if len(reply.outcomes) != len(operations):
-            raise Unreachable(f"the coordinator answered {len(reply.outcomes)} of {len(operations)} operations")
-        return list(reply.outcomes)
+        outcomes: list[submit_pb2.OperationOutcome] = []
+        for portion in _portions(operations):
+            request = submit_pb2.SubmitRequest(store_id=store_id, operations=portion, exact=exact)
+            reply = await self._ask(lane_pb2.LANE_SUBMIT, request, submit_pb2.SubmitReply, SUBMIT_TIMEOUT_SECONDS)
+            if len(reply.outcomes) != len(portion):
+                raise Unreachable(f"the coordinator answered {len(reply.outcomes)} of {len(portion)} operations")
+            outcomes += reply.outcomes
+        return outcomes
 
     async def lease_numbers(self, store_id: bytes, count: int) -> range:
         request = submit_pb2.LeaseNumbersRequest(store_id=store_id, count=count)
@@ -205,3 +211,23 @@ class LaneCommitter:
         if self._give_up is not None:
             await self._give_up(request.store_id, request.inode)
         return lane_pb2.RecallReply().SerializeToString(), ()
+
+
+def _portions(
+    operations: Sequence[submit_pb2.StagedOperation],
+) -> Iterator[Sequence[submit_pb2.StagedOperation]]:
+    """The operations in order, in portions that a call can carry. Raises: Refused for one that no call can."""
+    begin = size = 0
+    for index, staged in enumerate(operations):
+        more = staged.ByteSize()
+        if more > OPERATION_BYTES:
+            raise Refused(
+                f"a file of {len(staged.pages)} pages of chunks is too large to be written through a mount",
+                "store it with `collective put`",
+            )
+        if index > begin and size + more > PORTION_BYTES:
+            yield operations[begin:index]
+            begin, size = index, 0
+        size += more
+    if operations:
+        yield operations[begin:]

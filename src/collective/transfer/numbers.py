@@ -7,7 +7,7 @@ its number for ever. The owner notes each block in the feed and gives no number 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from collective.catalog import Catalog, DataStore
 from collective.core.address import FederatedAddress
@@ -24,6 +24,7 @@ STOCK_COUNT = 4096  # at least as many files can be made in each DataStore while
 COMMAND_COUNT = 1024  # what a command that makes many files finds at least
 LENT_AT_MOST = 16_384  # to one mount or command at a time
 CALL_TIMEOUT_SECONDS = 5.0
+PAUSE_SECONDS = 5.0  # between two askings of an owner who gave none
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,24 @@ class NumberStock:
     own_address: FederatedAddress
     reachable: Callable[[str], bool]
     write: Callable[[Callable[[], None]], Awaitable[None]]
+    _not_before: dict[bytes, float] = field(default_factory=dict)
 
     async def tick(self) -> None:
         """Fill up what runs low, where the owner can be reached."""
         for store in self.catalog.datastores():
             if store.owner == self.own_address.domain or not self.reachable(store.owner):
                 continue
-            if not self.may_write(store) or self.catalog.stock_count(store.feed_id) >= STOCK_COUNT:
+            if self.clock.monotonic() < self._not_before.get(store.feed_id, 0.0):
                 continue
-            try:
-                await self._fetch(store)
-            except CollectiveError as error:
-                self.observer.event("numbers.not_leased", owner=store.owner, reason=error.message)
+            if self.may_write(store) and self.catalog.stock_count(store.feed_id) < STOCK_COUNT:
+                await self._try_fetch(store)
 
     async def fill(self, store: DataStore) -> None:
         """See to it that a command finds numbers, if that is possible now."""
         own = store.owner == self.own_address.domain
         if own or self.catalog.stock_count(store.feed_id) >= COMMAND_COUNT or not self.reachable(store.owner):
             return
-        try:
-            await self._fetch(store)
-        except CollectiveError as error:
-            self.observer.event("numbers.not_leased", owner=store.owner, reason=error.message)
+        await self._try_fetch(store)
 
     async def take(self, store_id: bytes, count: int) -> range:
         """Up to `count` numbers, at least one, that nobody else gets. Raises: Unreachable, Refused, NotFound."""
@@ -97,6 +94,13 @@ class NumberStock:
         taken: list[range | None] = []
         await self.write(lambda: taken.append(self.catalog.take_numbers(store_id, count)))
         return taken[0]
+
+    async def _try_fetch(self, store: DataStore) -> None:
+        try:
+            await self._fetch(store)
+        except CollectiveError as error:
+            self._not_before[store.feed_id] = self.clock.monotonic() + PAUSE_SECONDS
+            self.observer.event("numbers.not_leased", owner=store.owner, reason=error.message)
 
     async def _fetch(self, store: DataStore) -> None:
         """A fresh block from the owner into the stock. Raises: Unreachable, and what the owner raises."""

@@ -160,10 +160,11 @@ class SubmitDesk:
         waiting.extend(batches)
         outcomes: Outcomes = []
         last: feed_pb2.Position | None = None
-        for batch in batches:
-            made, position = await batch.done
-            outcomes += made
-            last = position or last
+        for result in await asyncio.gather(*(batch.done for batch in batches), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result  # what was committed beside it is absorbed when all of it is handed in again
+            outcomes += result[0]
+            last = result[1] or last
         return outcomes, last
 
     async def _drain(self, store_id: bytes, waiting: deque[_Batch]) -> None:

@@ -1,0 +1,132 @@
+"""Mounts that write, from outside: two of one home, one into another member's DataStore, beside commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.homes import Federation, Home, wait_for
+
+pytestmark = pytest.mark.skipif(
+    not Path("/dev/fuse").exists() or os.geteuid() != 0, reason="mounting needs /dev/fuse and root"
+)
+
+
+def mounted(home: Home, mountpoint: Path) -> Path:
+    mountpoint.mkdir()
+    home.ok("mount", mountpoint)
+    return mountpoint / "media"
+
+
+def mount_pid(home: Home, mountpoint: Path) -> int:
+    for row in (home.path / "mounts").glob("*.json"):
+        record = json.loads(row.read_text())
+        if record["directory"] == str(mountpoint):
+            return int(record["pid"])
+    raise AssertionError(f"no mount at {mountpoint}")
+
+
+def exclusively(path: Path) -> bool:
+    """Create it; whether it was us."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
+
+
+@pytest.fixture
+def alice(federation: Federation) -> Home:
+    made = federation.found("alice")
+    made.ok("datastore", "create", "/media", "--replicas", "1")
+    made.start()
+    return made
+
+
+@pytest.mark.timeout(110)
+def test_two_mounts_never_both_create_one_name(alice: Home, tmp_path: Path) -> None:
+    """Both race for 300 names, in two folders: each name has one maker, and both see all."""
+    one, two = mounted(alice, tmp_path / "one"), mounted(alice, tmp_path / "two")
+    for folder in ("a", "b"):
+        (one / folder).mkdir()
+    wait_for(lambda: (two / "b").is_dir(), "the folders at the other mount")
+
+    def race(top: Path) -> list[bool]:
+        return [exclusively(top / ("a" if number % 3 else "b") / f"{number:03}") for number in range(300)]
+
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(race, (one, two)))
+    assert [first + second for first, second in zip(*made, strict=True)] == [1] * 300
+    assert all(any(who) for who in made), "one of them never came to its turn"
+    wait_for(lambda: len(os.listdir(one / "a")) + len(os.listdir(two / "b")) == 300, "all names at both")
+    alice.ok("put", tmp_path / "alice" / "config.json", "/media/a/by command")
+    wait_for(lambda: (one / "a" / "by command").exists(), "the command's file at the mount")
+
+
+@pytest.mark.timeout(110)
+def test_a_mount_that_stands_still_or_dies_holds_nobody_up(alice: Home, tmp_path: Path) -> None:
+    """Suspended it loses its leases within seconds; killed, at once; what it had closed arrives all the same."""
+    one, two = mounted(alice, tmp_path / "one"), mounted(alice, tmp_path / "two")
+    (one / "folder").mkdir()
+    (one / "folder" / "first").write_bytes(b"first")
+    wait_for(lambda: (two / "folder" / "first").exists(), "the file at the other mount")
+    pid = mount_pid(alice, tmp_path / "one")
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert exclusively(two / "folder" / "while it stood")
+    assert time.monotonic() - began < 15
+    os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: not exclusively(one / "folder" / "while it stood"), "the name to be taken")
+    (one / "folder" / "last").write_bytes(b"last words")
+    os.kill(pid, signal.SIGKILL)
+    assert exclusively(two / "folder" / "after it died")
+    os.system(f"umount -l {tmp_path / 'one'}")
+    third = mounted(alice, tmp_path / "three")
+    wait_for(lambda: (two / "folder" / "last").exists(), "what the dead mount had closed")
+    assert (third / "folder" / "last").read_bytes() == b"last words"
+
+
+@pytest.mark.timeout(118)
+def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federation, tmp_path: Path) -> None:
+    """Through bob's mount: 300 files and a renamed folder, at bob's at once, at alice's when she is back."""
+    alice = federation.found("alice")
+    alice.start()
+    bob = federation.join("bob")
+    bob.start()
+    federation.connected()
+    alice.ok("datastore", "create", "/media", "--replicas", "1")
+    alice.ok("datastore", "grant", "/media", "read,write,delete", "bob@media.collective")
+    wait_for(lambda: bob.run("ls", "/media").code == 0, "bob to see the DataStore")
+    top = mounted(bob, tmp_path / "mnt")
+    (top / "there").write_bytes(b"written while she was there")
+    assert alice.ok("ls", "/media").out.split() == ["there"], "its owner has it when the file is closed and asked for"
+    alice.kill()
+    wait_for(lambda: not bob.status()["peers"][0]["connected"], "bob to notice")
+    (top / "season").mkdir()
+    for number in range(300):
+        (top / "season" / f"{number:03}").write_bytes(f"episode {number}".encode())
+    (top / "season").rename(top / "season 1")
+    (top / "season 1" / "000").unlink()
+    large = os.urandom(9 << 20)
+    (top / "season 1" / "large").write_bytes(large)
+    assert len(os.listdir(top / "season 1")) == 300
+    wait_for(lambda: len(bob.ok("ls", "/media/season 1").out.split()) == 300, "bob's database to show it")
+    assert not os.system(f"rm '{top}/there'")
+    alice.start()
+    wait_for(lambda: len(alice.run("ls", "/media/season 1").out.split()) == 300, "alice to have it")
+    wait_for(lambda: bob.ok("pending", "--json").json["pending"] == [], "nothing to be pending")
+    wait_for(lambda: alice.ok("ls", "-R", "/media").out == bob.ok("ls", "-R", "/media").out, "one tree")
+    assert "there" not in alice.ok("ls", "/media").out.split()
+    assert alice.status()["conflicts"] == []
+    wait_for(
+        lambda: "alice.media.collective" in alice.ok("ls", "/media/season 1", "--json").json["files"][-1]["holders"],
+        "the owner's copy",
+    )
+    bob.kill()
+    alice.ok("get", "/media/season 1/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == large
