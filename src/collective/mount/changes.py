@@ -104,8 +104,7 @@ class ToldNames:
 
 
 def _attributes(node: Node) -> tuple[object, ...]:
-    """All that the kernel is told; a content that was only sealed anew is the same file to it."""
+    """What the kernel is told and programs go by; a content that was only sealed anew is the same file to them."""
     return (
         node.mode, node.link_count, node.uid, node.gid, node.rdev, node.size_bytes, node.mtime_ns, node.ctime_ns,
-        node.atime_ns,
     )  # fmt: skip

@@ -250,7 +250,7 @@ class TreeChanges:
             return
 
         def plan() -> Planned:
-            return self._maker.set_attributes(node.number, asked, self._wall_ns()), False
+            return self._maker.set_attributes(node.number, asked, self._wall_ns()), stat.S_ISDIR(node.mode)
 
         await self._commit(store, (), plan)
 

@@ -108,17 +108,25 @@ class Replay:
         """
         seq = self._journal.append_operation(store_id, operation, of_directory=of_directory)
         self._queue_operation(store_id, operation, seq, of_directory)
-        changed = operation.set_attributes.inode or operation.set_xattr.inode or operation.link.inode
-        if changed and (file := self._dirty.find(store_id, changed)) is not None:
-            file.time_ns = max(file.time_ns, operation.time_nanoseconds)  # its content must not set the ctime back
-        if operation.HasField("set_attributes") and operation.set_attributes.HasField("mtime_nanoseconds"):
-            number, mtime_ns = operation.set_attributes.inode, operation.set_attributes.mtime_nanoseconds
-            file = self._dirty.find(store_id, number)
-            self._contents.times_set(store_id, number, mtime_ns, file)
-            if file is not None:
-                file.mtime_ns = mtime_ns
-                self._contents.renew_base(file)
+        self._also_changes_content(store_id, operation)
         return seq
+
+    def _also_changes_content(self, store_id: bytes, operation: feed_pb2.TreeOperation) -> None:
+        """What a queued change of attributes means to a content that is not frozen yet."""
+        attributes = operation.set_attributes
+        number = attributes.inode or operation.set_xattr.inode
+        if not number:
+            return
+        if attributes.HasField("mtime_nanoseconds"):
+            self._contents.mtime_queued(store_id, number, attributes.mtime_nanoseconds)
+        file = self._dirty.find(store_id, number)
+        if file is None:
+            return
+        file.time_ns = max(file.time_ns, operation.time_nanoseconds)  # its content must not set the ctime back
+        self._contents.attributes_queued(file)
+        if attributes.HasField("mtime_nanoseconds"):
+            file.mtime_ns = attributes.mtime_nanoseconds
+            self._contents.renew_base(file)
 
     async def write(self, file: DirtyFile, offset: int, data: bytes | memoryview, time_ns: int) -> None:
         """Data of a file that the dirty table gave out: in the journal and in the file when this returns. Waits for

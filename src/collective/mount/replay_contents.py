@@ -106,16 +106,19 @@ class Contents:
         if file.ino not in self._under_way:
             self._begin(file.ino)
 
-    def times_set(self, store_id: bytes, number: int, mtime_ns: int, file: DirtyFile | None) -> None:
-        """A change of a file's times was queued just now. What of its content is not frozen goes behind it, since it
-        carries the time of the last write; a create that goes before it takes only a content of that very time."""
-        if (store_id, number) in self._creates:
-            self._set_times[store_id, number] = mtime_ns
-        asked = self._asked.get(file.ino) if file is not None else None
+    def attributes_queued(self, file: DirtyFile) -> None:
+        """A change of a file's attributes was queued just now: what of its content is not frozen goes behind it, since
+        it carries the times of the last write."""
+        asked = self._asked.get(file.ino)
         if asked is not None:
             asked.queue.make_ready(asked.item)  # it passes through, with nothing to send
             asked.item, asked.place = Queued([], None), self._journal.last_seq
-            asked.queue.add(asked.item, Keys((number,)), ready=False)
+            asked.queue.add(asked.item, Keys((file.ino & NUMBER_MASK,)), ready=False)
+
+    def mtime_queued(self, store_id: bytes, number: int, mtime_ns: int) -> None:
+        """A file's mtime will be this: a create that goes before takes along only a content of that very time."""
+        if (store_id, number) in self._creates:
+            self._set_times[store_id, number] = mtime_ns
 
     def create_queued(self, store_id: bytes, number: int, item: Queued) -> None:
         """A file's create is about to be queued: it may take a content along."""

@@ -8,7 +8,7 @@ and what depends on it may travel together.
     key                what uses it
     inode number       what changes this inode or its names; alone
     (parent, name)     what puts, takes or replaces this name; alone
-    ~inode number      whether the directory is there: made and removed alone, shared by changes of names in it
+    ~inode number      the directory as a holder of names: made, removed and given times alone, shared by changes of names
     ALL_DIRECTORIES    moves of directories: alone, so that none ends up below itself
 """
 
@@ -35,7 +35,7 @@ class Keys:
 
 
 def keys_of(operation: feed_pb2.TreeOperation, *, of_directory: bool) -> Keys:
-    """`of_directory`: what it makes, moves or removes is a directory."""
+    """`of_directory`: what it makes, moves, removes or gives attributes to is a directory."""
     match operation.WhichOneof("change"):
         case "create":
             create = operation.create
@@ -52,7 +52,9 @@ def keys_of(operation: feed_pb2.TreeOperation, *, of_directory: bool) -> Keys:
         case "rename":
             return _keys_of_rename(operation.rename, of_directory)
         case "set_attributes":
-            return Keys((operation.set_attributes.inode,))
+            number = operation.set_attributes.inode
+            # a directory's times are what was set only if no name came or went later than it did here
+            return Keys((number, ~number)) if of_directory else Keys((number,))
         case "set_xattr":
             return Keys((operation.set_xattr.inode,))
         case "set_content":

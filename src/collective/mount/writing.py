@@ -159,6 +159,10 @@ class Writing:
     def _content_arrived(self, file: DirtyFile, content: feed_pb2.Content, time_ns: int) -> None:
         """The database shows a file's content. Other changes of the file may still be under way: what the overlay shows
         of it for their sake has this content from now on, and the time that the file has now."""
+        try:
+            time_ns = max(time_ns, self._overlay.get(file.ino).ctime_ns)
+        except NotFound:
+            return
         operation = feed_pb2.TreeOperation(time_nanoseconds=time_ns)
         operation.set_content.inode = file.ino & NUMBER_MASK
         operation.set_content.content.CopyFrom(content)
