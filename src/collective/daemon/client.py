@@ -44,11 +44,9 @@ class ReadSide:
 
     def refresh_trust(self) -> None:
         """Take over who is a member now."""
-        for member in self.reader.members():
-            if member.removed:
-                self.trust.remove_member(member.domain)
-            else:
-                self.trust.add_member(member.ca_certificate)
+        self.trust.set_roster(
+            (member.domain, member.ca_certificate, member.removed) for member in self.reader.members()
+        )
 
     async def open(self, reference: VersionReference) -> VersionSource:
         """A source of one version's bytes."""

@@ -83,11 +83,9 @@ class Parts:
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
-        for member in self.catalog.members():
-            if member.removed:
-                self.trust.remove_member(member.domain)
-            else:
-                self.trust.add_member(member.ca_certificate)
+        self.trust.set_roster(
+            (member.domain, member.ca_certificate, member.removed) for member in self.catalog.members()
+        )
 
     async def close(self) -> None:
         await self.channels.close()
