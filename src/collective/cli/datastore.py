@@ -8,9 +8,11 @@ from typing import TypeVar
 import click
 from google.protobuf.message import Message
 
+from collective.cli.old_addresses import full_address
 from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, start
 from collective.core.errors import Refused
 from collective.core.sizes import format_size, parse_duration
+from collective.daemon.client import known_domains
 from collective.daemon.control import open_control
 from collective.daemon.home import Home
 from collective.daemon.runtime import SystemClock
@@ -38,13 +40,14 @@ def create(
     context: click.Context, path: str, owner: str, strategy: str | None, replicas: int | None, as_json: bool
 ) -> None:
     """Make a DataStore at PATH, or apply these settings to the one that is there."""
+    home = home_of(context)
     request = control_pb2.CreateDataStoreRequest(
         path=path_and_owner(path, set())[0],
-        owner=owner,
+        owner=full_address(home, owner),
         strategy=feed_pb2.Strategy.Value(strategy.upper()) if strategy else feed_pb2.STRATEGY_UNSPECIFIED,
         replicas=replicas or 0,
     )
-    reply = start(_call(home_of(context), "CreateDataStore", request, control_pb2.DataStoreReply()))
+    reply = start(_call(home, "CreateDataStore", request, control_pb2.DataStoreReply()))
     for text in reply.notes:
         note(text)
     if as_json:
@@ -74,10 +77,8 @@ def list_(context: click.Context, as_json: bool) -> None:
 def show(context: click.Context, path: str, as_json: bool) -> None:
     """One DataStore with its grants and hosts."""
     home = home_of(context)
-    plain, separator, owner = path.rpartition("@")
-    request = control_pb2.ShowDataStoreRequest(
-        path=path_and_owner(plain if separator else path, set())[0], owner=owner if separator else ""
-    )
+    plain, owner = path_and_owner(path, known_domains(home))
+    request = control_pb2.ShowDataStoreRequest(path=plain, owner=owner)
     reply = start(_call(home, "ShowDataStore", request, control_pb2.DataStoreReply()))
     if as_json:
         print_json(_as_dict(reply.datastore))
@@ -102,13 +103,14 @@ def grant(context: click.Context, path: str, rights: str, subject: str, until: s
         if word not in RIGHTS:
             raise Refused(f"{word!r} is not a right", f"rights are {', '.join(RIGHTS)}, joined by commas")
         wanted.append(RIGHTS[word])
+    home = home_of(context)
     request = control_pb2.GrantRightsRequest(
         path=path_and_owner(path, set())[0],
         rights=wanted,
-        subject=subject,
+        subject=full_address(home, subject),
         valid_until_milliseconds=_until_milliseconds(until),
     )
-    reply = start(_call(home_of(context), "GrantRights", request, control_pb2.GrantRightsReply()))
+    reply = start(_call(home, "GrantRights", request, control_pb2.GrantRightsReply()))
     for text in reply.notes:
         note(text)
     if as_json:
