@@ -145,6 +145,20 @@ class Disk:
             log.write(json.dumps({"chunk": kept.name, "reason": reason}) + "\n")
         return moved
 
+    def set_aside_ids(self) -> set[bytes]:
+        """The ids of all chunks that were ever set aside here, also those whose file was gone. Raises: OSError."""
+        try:
+            lines = (self._quarantine / REASONS).read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return set()
+        ids = set()
+        for line in lines:
+            try:
+                ids.add(bytes.fromhex(json.loads(line)["chunk"].partition("-")[0]))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a line that a power loss tore
+        return {id_ for id_ in ids if len(id_) == CHUNK_ID_BYTES}
+
     def set_aside_count(self) -> int:
         """Chunk files in the quarantine. Raises: OSError."""
         return sum(1 for path in self._quarantine.iterdir() if path.name != REASONS)

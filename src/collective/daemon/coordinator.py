@@ -29,12 +29,15 @@ from collective.net.rpc import Row, RpcServer
 from collective.transfer.commands import CommandDesk, control_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
+from collective.transfer.holders import LanePool
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser, place_again
+from collective.transfer.relay import RelayDesk, relay_handlers, relay_rows
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
+from collective.transfer.shown import NodePolicy
 from collective.transfer.sync import EntryServer, PeerSync, SyncParts
 from collective.wire import control_pb2, feed_pb2
 
@@ -80,6 +83,7 @@ class Parts:
     observer: Observer
     endpoints: list[feed_pb2.Endpoint]
     choose_members: ChooseMembers
+    relay: RelayDesk
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
@@ -89,6 +93,7 @@ class Parts:
 
     async def close(self) -> None:
         await self.channels.close()
+        await self.relay.close()
         await self.nodes.close()
         self.writer.close()
         self.catalog.close()
@@ -169,7 +174,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         own_address=own.address,
         introduction=introduction,
         signing_certificate=household.keys.signing_certificate,
+        endpoints=endpoints,
     )
+    policy = NodePolicy(own.member_domain, household.keys.signing_key.public_key(), tickets.policy_epoch)
+    relay = RelayDesk(nodes, LanePool(dial, clock), policy, clock)
     choose_members = member_chooser(catalog, nodes, own.member_domain)
     commands = CommandDesk(
         catalog=catalog,
@@ -211,6 +219,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints)
     rows = [
         *federation_rows(federation),
+        *relay_rows(relay),
         *membership_rows(federation),
         *control_rows(commands),
         *admission_rows(admission),
@@ -218,7 +227,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     ]
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members,
+        observer, endpoints, choose_members, relay,
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -236,7 +245,7 @@ async def run_coordinator(
         lane = LaneServer(
             parts.household.coordinator,
             parts.trust,
-            event_handlers(parts.bell, parts.household.member_domain),
+            {**event_handlers(parts.bell, parts.household.member_domain), **relay_handlers(parts.relay)},
             clock=clock,
             observer=observer,
         )

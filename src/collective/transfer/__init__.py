@@ -15,10 +15,12 @@ __all__ = [
     "peers",
     "placing",
     "push",
+    "relay",
     "repair",
     "serve",
     "serve_events",
     "serve_node",
+    "shown",
     "sync",
     "tickets",
 ]

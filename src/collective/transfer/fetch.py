@@ -58,7 +58,7 @@ class Fetcher:
     _spare: list[bytearray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.lanes = LanePool(self.dial)
+        self.lanes = LanePool(self.dial, self.clock)
 
     def bytes_by_member(self) -> dict[str, int]:
         """Plain bytes read so far, by the member that served them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,6 +20,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Full, Unreachable
 from collective.core.observe import Observer
 from collective.identity import mint_read_ticket, mint_upload_ticket
+from collective.net.endpoints import EVERYWHERE, parse_host_port
 from collective.net.lane import LaneConnection
 from collective.wire import control_pb2, feed_pb2, lane_pb2
 
@@ -75,23 +76,38 @@ class TicketOffice:
 
 @dataclass
 class NodeRecord:
-    """One registered node. `lane` is the open connection, when there is one."""
+    """One registered node. `places`: where this coordinator dials it; `lane`: the open connection, when it is open."""
 
     address: FederatedAddress
     capacity_bytes: int
     labels: dict[str, str]
     endpoints: list[feed_pb2.Endpoint]
-    storage_path: str
+    places: list[str]
     lane: LaneConnection | None = None
     status: lane_pb2.NodeStatusReply | None = None
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def lane_addresses(self) -> list[str]:
-        return [endpoint.lane for endpoint in self.endpoints]
+        """Where anybody may try to dial it; last the places that may mean something on this machine alone."""
+        return list(dict.fromkeys([*(endpoint.lane for endpoint in self.endpoints), *self.places]))
 
     def location(self) -> control_pb2.NodeLocation:
         return control_pb2.NodeLocation(address=str(self.address), lane_addresses=self.lane_addresses)
+
+
+def reachable_lanes(told: Iterable[feed_pb2.Endpoint], own: Sequence[feed_pb2.Endpoint]) -> list[feed_pb2.Endpoint]:
+    """Where others dial a node: as it told; a node that listens everywhere (0.0.0.0) wherever its coordinator is."""
+    lanes = []
+    for endpoint in told:
+        host, port = parse_host_port(endpoint.lane)
+        if host not in EVERYWHERE or not own:
+            lanes.append(endpoint)
+            continue
+        for other in own:
+            own_host = other.grpc.rpartition(":")[0]
+            lanes.append(feed_pb2.Endpoint(type=other.type, lane=f"{own_host}:{port}", preference=other.preference))
+    return lanes
 
 
 class NodeDirectory:
@@ -103,18 +119,23 @@ class NodeDirectory:
         self._nodes: dict[str, NodeRecord] = {}
         self._registered = asyncio.Event()
 
-    def register(self, request: control_pb2.RegisterNodeRequest) -> NodeRecord:
-        """Take a node in, or take its new address; the old connection is dropped by the next call."""
+    def register(
+        self, request: control_pb2.RegisterNodeRequest, own_endpoints: Sequence[feed_pb2.Endpoint] = ()
+    ) -> NodeRecord:
+        """Take a node in, or what it says of itself now; the same node stays the same record."""
         address = parse_address(request.federated_address)
-        record = NodeRecord(
-            address, request.capacity, dict(request.labels), list(request.endpoints), request.storage_path
-        )
-        old = self._nodes.get(str(address))
-        if old is not None and old.lane_addresses == record.lane_addresses:
-            record.lane, record.status = old.lane, old.status
-        self._nodes[str(address)] = record
+        places = [endpoint.lane for endpoint in request.endpoints]
+        endpoints = reachable_lanes(request.endpoints, own_endpoints)
+        record = self._nodes.get(str(address))
+        if record is None:
+            record = NodeRecord(address, request.capacity, dict(request.labels), endpoints, places)
+            self._nodes[str(address)] = record
+            self._observer.event("nodes.registered", node=str(address), capacity_bytes=request.capacity)
+        elif record.places != places:
+            record.lane = record.status = None  # it is dialled anew where it is now
+        record.capacity_bytes, record.labels = request.capacity, dict(request.labels)
+        record.endpoints, record.places = endpoints, places
         self._registered.set()
-        self._observer.event("nodes.registered", node=str(address), capacity_bytes=request.capacity)
         return record
 
     def all(self) -> list[NodeRecord]:
@@ -222,7 +243,7 @@ class NodeDirectory:
             if node.lane is not None and not node.lane.is_closed:
                 return node.lane
             last: CollectiveError = Unreachable(f"{node.address} told no lane address")
-            for lane_address in node.lane_addresses:
+            for lane_address in node.places:
                 try:
                     node.lane = await self._dial(node.address, lane_address)
                 except CollectiveError as error:

@@ -46,6 +46,8 @@ class FederationStub:
     CompleteCopy: _grpc.UnaryUnaryMultiCallable[_control_pb2.CompleteCopyRequest, _control_pb2.CompleteCopyReply]
     """"All of it is sent": checks, states the holding, answers with the new head of its member feed."""
     Ping: _grpc.UnaryUnaryMultiCallable[_control_pb2.PingRequest, _control_pb2.PingReply]
+    ReadSegments: _grpc.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]
+    """Sealed segments of one chunk, where no lane of this member can be dialled."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -63,6 +65,8 @@ class FederationAsyncStub(FederationStub):
     CompleteCopy: _aio.UnaryUnaryMultiCallable[_control_pb2.CompleteCopyRequest, _control_pb2.CompleteCopyReply]  # type: ignore[assignment]
     """"All of it is sent": checks, states the holding, answers with the new head of its member feed."""
     Ping: _aio.UnaryUnaryMultiCallable[_control_pb2.PingRequest, _control_pb2.PingReply]  # type: ignore[assignment]
+    ReadSegments: _aio.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]  # type: ignore[assignment]
+    """Sealed segments of one chunk, where no lane of this member can be dialled."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     """What other members (and own components) ask."""
@@ -119,6 +123,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.PingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PingReply, _abc.Awaitable[_control_pb2.PingReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadSegments(
+        self,
+        request: _control_pb2.ReadSegmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ReadSegmentsReply], _abc.AsyncIterator[_control_pb2.ReadSegmentsReply]]:
+        """Sealed segments of one chunk, where no lane of this member can be dialled."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
