@@ -55,7 +55,11 @@ class Outcome:
 
 @dataclass
 class Home:
-    """One member's home on this machine and the processes that belong to it."""
+    """One member's home on this machine and the processes that belong to it.
+
+    `host`: where the coordinator listens; `lane_host` and `node_host`, when they are others. `prefix`: words before
+    every command, to run it in another network.
+    """
 
     path: Path
     name: str
@@ -63,13 +67,17 @@ class Home:
     coordinator: subprocess.Popen[str] | None = None
     storage: str = "2GB"
     storage_path: Path | None = None
+    host: str = "127.0.0.1"
+    lane_host: str = ""
+    node_host: str = ""
+    prefix: tuple[str, ...] = ()
 
     @property
     def endpoint(self) -> str:
-        return f"lan:127.0.0.1:{self.ports[0]},{self.ports[1]}"
+        return f"lan:{self.host}:{self.ports[0]},{self.ports[1]}"
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "collective.cli.main", "--home", str(self.path), *map(str, arguments)]
+        return [*self.prefix, sys.executable, "-m", "collective.cli.main", "--home", str(self.path), *map(str, arguments)]
 
     def run(self, *arguments: str | Path, timeout: float = 100.0, **settings: Any) -> Outcome:
         """Run a command to its end, whatever it says."""
@@ -94,9 +102,9 @@ class Home:
         self.coordinator = subprocess.Popen(
             self.command(
                 "coordinator", "--federation", *storage,
-                "--listen", f"127.0.0.1:{self.ports[0]}",
-                "--lane", f"127.0.0.1:{self.ports[1]}",
-                "--node-lane", f"127.0.0.1:{self.ports[2]}",
+                "--listen", f"{self.host}:{self.ports[0]}",
+                "--lane", f"{self.lane_host or self.host}:{self.ports[1]}",
+                "--node-lane", f"{self.node_host or self.host}:{self.ports[2]}",
                 *more,
             ),
             stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,

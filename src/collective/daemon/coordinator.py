@@ -216,7 +216,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         write=writer,
         after_change=after_change,
     )
-    status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints)
+    status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints, lambda: relay.relayed_bytes)
     rows = [
         *federation_rows(federation),
         *relay_rows(relay),

@@ -41,6 +41,7 @@ class StatusDesk:
     clock: Clock
     own: PeerIdentity
     endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
+    relayed_bytes: Callable[[], int]
 
     async def status(self, caller: Caller, request: control_pb2.StatusRequest) -> control_pb2.StatusReply:
         """A fresh look at the nodes, then everything as one JSON document."""
@@ -57,6 +58,7 @@ class StatusDesk:
             "address": str(self.own.address),
             "federation": self.own.federation_domain,
             "nodes": [self._node(node) for node in self.nodes.all()],
+            "relayed_bytes": self.relayed_bytes(),
             "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
         }
