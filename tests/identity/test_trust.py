@@ -164,7 +164,7 @@ class TestTrustStore:
         assert store.verify(before, level=Level.STRICT, now=federation.now)
 
     def test_a_roster_ends_a_rotation(self, federation: Any) -> None:
-        """The CA in the roster takes the old one's place at once, and a restarted store does not take the old one back."""
+        """The CA in the roster takes the old one's place at once; a restarted store does not take the old one back."""
         running = federation.trust()
         before, old = federation.leaf("bob"), federation.members["bob"].certificate
         assert running.verify(before, level=Level.FEDERATED, now=federation.now)

@@ -77,7 +77,15 @@ class Home:
         return f"lan:{self.host}:{self.ports[0]},{self.ports[1]}"
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [*self.prefix, sys.executable, "-m", "collective.cli.main", "--home", str(self.path), *map(str, arguments)]
+        return [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "collective.cli.main",
+            "--home",
+            str(self.path),
+            *map(str, arguments),
+        ]
 
     def run(self, *arguments: str | Path, timeout: float = 100.0, **settings: Any) -> Outcome:
         """Run a command to its end, whatever it says."""

@@ -137,6 +137,9 @@ class World:
     def holders(self, store_id: bytes, version_id: bytes) -> list[str]:
         return [node.domain for node in self.nodes.values()]
 
+    def partial_holders(self, store_id: bytes, version_id: bytes) -> list[str]:
+        return []
+
     def page(self, name: bytes) -> bytes | None:
         return None
 

@@ -149,6 +149,9 @@ async def test_a_broken_byte_is_never_given_out(world: World, segment: int) -> N
     await world.put(bob, content)
     assert await world.read_all(fetcher) == content
     await fetcher.close()
+    assert not chunk.exists(), "the reader's complaint had the holder check its disk"
+    assert alice.store.missing(b"", 10) == [bytes.fromhex(chunk.name.split("-")[0])]
+    assert bob.store.missing(b"", 10) == []
 
 
 async def test_all_holders_dead_is_told_with_reasons(world: World) -> None:

@@ -265,6 +265,15 @@ class Facts:
         )  # fmt: skip
         return [str(domain) for (domain,) in rows]
 
+    def partial_holders(self, store_id: bytes, version_id: bytes) -> list[str]:
+        """The owner while it states that something of the version is missing there: no copy, but readable in part."""
+        rows = self._all(
+            "SELECT d.owner FROM datastores d JOIN holding_exceptions x ON x.feed_id = d.feed_id AND x.domain = d.owner"
+            " JOIN members m ON m.domain = d.owner AND NOT m.removed WHERE x.feed_id = ? AND x.version_id = ?",
+            store_id, version_id,
+        )  # fmt: skip
+        return [str(domain) for (domain,) in rows]
+
     def holders_of_entry(self, store_id: bytes, position: feed_pb2.Position) -> list[str]:
         """Who holds an entry: the owner, and every host whose statement reaches it."""
         rows = self._all(

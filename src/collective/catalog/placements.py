@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 
 from collective.catalog.ledger import Ledger
-from collective.core.errors import NotFound
+from collective.core.errors import Full, NotFound
+from collective.core.layout import decode_page
 from collective.wire import feed_pb2
 
 __all__ = [
     "copies_missing",
     "hold",
+    "lose",
+    "own_versions_lost",
     "put_pages",
+    "regain",
     "restate_holdings",
     "versions_below_target",
     "versions_short_of_members",
+    "versions_with_chunks",
 ]
 
 EXCEPTIONS_INLINE = 64
+OWN_EXCEPTIONS = 16_384  # of one own DataStore: 300 KiB of an entry
 COPIES_PER_ROUND = 256
 
 # a version that a name still leads to; hosts cannot see that and count every version that is not released
@@ -60,6 +66,78 @@ def restate_holdings(ledger: Ledger) -> bool:
     return stated
 
 
+def lose(ledger: Ledger, lost: list[tuple[bytes, bytes]]) -> None:
+    """State that versions (store, version) are not whole here any more, so that nobody counts this copy of them.
+
+    A host's versions are offered again by their owner; own ones stay listed in `own_versions_lost`.
+    """
+    with ledger.change() as connection:
+        for store_id in sorted({store_id for store_id, _ in lost}):
+            versions = {version for store, version in lost if store == store_id}
+            if ledger.store(store_id).owner == ledger.own_domain:
+                _state_own(ledger, store_id, _own_exceptions(ledger, store_id) | versions)
+                continue
+            connection.executemany(
+                "DELETE FROM held WHERE feed_id = ? AND version_id = ?", [(store_id, version) for version in versions]
+            )
+            _state(ledger, store_id)
+
+
+def regain(ledger: Ledger, store_id: bytes, version_id: bytes) -> None:
+    """State that an own version is whole here again."""
+    with ledger.change():
+        _state_own(ledger, store_id, _own_exceptions(ledger, store_id) - {version_id})
+
+
+def own_versions_lost(ledger: Ledger) -> list[tuple[bytes, bytes]]:
+    """(store, version) of own versions that are not whole here and wanted from another holder."""
+    rows = ledger._all(
+        "SELECT x.feed_id, x.version_id FROM holding_exceptions x JOIN datastores d USING (feed_id)"
+        " JOIN versions v USING (feed_id, version_id)"
+        " WHERE x.domain = ? AND d.owner = x.domain AND NOT v.released ORDER BY v.seq LIMIT ?",
+        ledger.own_domain, COPIES_PER_ROUND,
+    )  # fmt: skip
+    return [(store, version) for store, version in rows]  # type: ignore[misc]
+
+
+def versions_with_chunks(ledger: Ledger, chunk_ids: set[bytes]) -> dict[bytes, set[tuple[bytes, bytes]]]:
+    """Chunk id -> the (store, version) placed on this home that list it. Reads every page: not for event loops."""
+    found: dict[bytes, set[tuple[bytes, bytes]]] = {id_: set() for id_ in chunk_ids}
+    rows = ledger._all(
+        "SELECT v.feed_id, v.version_id, v.layout FROM versions v JOIN placements p USING (feed_id, version_id)"
+        " WHERE p.domain = ? AND NOT v.released",
+        ledger.own_domain,
+    )
+    for store_id, version_id, layout in rows:
+        assert isinstance(store_id, bytes)
+        assert isinstance(version_id, bytes)
+        assert isinstance(layout, bytes)
+        for name in feed_pb2.Layout.FromString(layout).pages:
+            page = ledger.page(name)
+            for chunk in decode_page(page) if page is not None else ():
+                if chunk.id in found:
+                    found[chunk.id].add((store_id, version_id))
+    return found
+
+
+def _own_exceptions(ledger: Ledger, store_id: bytes) -> set[bytes]:
+    rows = ledger._all(
+        "SELECT version_id FROM holding_exceptions WHERE feed_id = ? AND domain = ?", store_id, ledger.own_domain
+    )
+    return {version for (version,) in rows}  # type: ignore[misc]
+
+
+def _state_own(ledger: Ledger, store_id: bytes, exceptions: set[bytes]) -> None:
+    """The owner holds what its entries name (decision 0003); this says what of it is not whole at the moment."""
+    if exceptions == _own_exceptions(ledger, store_id):
+        return
+    if len(exceptions) > OWN_EXCEPTIONS:
+        raise Full(f"more than {OWN_EXCEPTIONS} versions of one DataStore are broken", "replace the disk")
+    holding = feed_pb2.Holding(feed_id=store_id, head=ledger.heads()[store_id], except_versions=sorted(exceptions))
+    operation_id = feed_pb2.OperationId(writer=ledger.own_domain, random=os.urandom(16))
+    ledger.append_member([feed_pb2.MemberOperation(id=operation_id, holding=holding)])
+
+
 def _state(ledger: Ledger, store_id: bytes) -> bool:
     """One statement: everything placed on us up to a head, except what is not here yet.
 
@@ -87,13 +165,7 @@ def _state(ledger: Ledger, store_id: bytes) -> bool:
         missing = [pair for pair in missing if isinstance(pair[1], int) and pair[1] < limit]
     standing = ledger._one("SELECT seq FROM holdings WHERE feed_id = ? AND domain = ?", store_id, ledger.own_domain)
     exceptions = {version for version, _ in missing}
-    before = {
-        version
-        for (version,) in ledger._all(
-            "SELECT version_id FROM holding_exceptions WHERE feed_id = ? AND domain = ?", store_id, ledger.own_domain
-        )
-    }
-    if standing is not None and standing[0] == head.seq and before == exceptions:
+    if standing is not None and standing[0] == head.seq and _own_exceptions(ledger, store_id) == exceptions:
         return False
     holding = feed_pb2.Holding(feed_id=store_id, head=head, except_versions=sorted(exceptions))  # type: ignore[arg-type]
     operation_id = feed_pb2.OperationId(writer=ledger.own_domain, random=os.urandom(16))

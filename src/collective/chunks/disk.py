@@ -141,8 +141,14 @@ class Disk:
             moved = True
         except FileNotFoundError:
             moved = False
-        with (self._quarantine / REASONS).open("a") as log:
-            log.write(json.dumps({"chunk": kept.name, "reason": reason}) + "\n")
+        line = json.dumps({"chunk": kept.name, "reason": reason}).encode() + b"\n"
+        with (self._quarantine / REASONS).open("a+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 1))
+            torn = log.read(1) not in (b"", b"\n")  # by a power loss: what comes now has a line of its own
+            log.write(b"\n" + line if torn else line)
+            log.flush()
+            os.fsync(log.fileno())
         return moved
 
     def set_aside_ids(self) -> set[bytes]:

@@ -16,12 +16,13 @@ from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured
 from collective.core.observe import Observer
+from collective.daemon.card import pledge_of, update_card
 from collective.daemon.config import CoordinatorConfig, unbuilt_keys
 from collective.daemon.home import Home
 from collective.daemon.runtime import Writer, ready
 from collective.daemon.supervise import NodeChild
 from collective.health import StatusDesk, status_rows
-from collective.identity import Level, TrustStore, load_certificate
+from collective.identity import TrustStore, load_certificate
 from collective.net.channels import Channels
 from collective.net.endpoints import parse_host_port
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
@@ -33,12 +34,14 @@ from collective.transfer.holders import LanePool
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser, place_again
+from collective.transfer.refetch import Refetcher
 from collective.transfer.relay import RelayDesk, relay_handlers, relay_rows
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
 from collective.transfer.shown import NodePolicy
 from collective.transfer.sync import EntryServer, PeerSync, SyncParts
+from collective.transfer.tickets import RpcTicketProvider
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
@@ -84,6 +87,7 @@ class Parts:
     endpoints: list[feed_pb2.Endpoint]
     choose_members: ChooseMembers
     relay: RelayDesk
+    refetch: Refetcher
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
@@ -94,6 +98,7 @@ class Parts:
     async def close(self) -> None:
         await self.channels.close()
         await self.relay.close()
+        await self.refetch.close()
         await self.nodes.close()
         self.writer.close()
         self.catalog.close()
@@ -117,18 +122,12 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         for endpoint in config.network.endpoints
     ]
 
-    async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
-        host, port = parse_host_port(lane_address)
+    async def dial(address: FederatedAddress, place: str) -> LaneConnection:
+        host, port = parse_host_port(place)
         return await connect_lane(
-            host,
-            port,
-            credentials=household.coordinator,
-            trust=trust,
-            clock=clock,
-            expected=address,
-            level=Level.LOCAL,
+            host, port, credentials=household.coordinator, trust=trust, clock=clock, expected=address,
             timeout_seconds=DIAL_TIMEOUT_SECONDS,
-        )
+        )  # fmt: skip
 
     nodes = NodeDirectory(dial, observer)
     tickets = TicketOffice(own.member_domain, household.keys.signing_key, clock)
@@ -160,7 +159,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
 
     told_bytes = settings.storage_bytes if settings else config.coordinator.storage_capacity
     copy_desk = CopyDesk(
-        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: _pledge(nodes, told_bytes), writer
+        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: pledge_of(nodes, told_bytes), writer
     )
     federation = FederationDesk(
         catalog=catalog,
@@ -205,6 +204,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         ),
         Random(),
     )
+    refetch = Refetcher(
+        catalog, nodes, tickets, RpcTicketProvider(channels, book), LanePool(dial, clock), bell, clock, observer,
+        own.member_domain, writer,
+    )  # fmt: skip
     copies = CopyMaker(catalog, nodes, book, channels, observer, own.member_domain)
     admission = AdmissionDesk(
         catalog=catalog,
@@ -216,7 +219,9 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         write=writer,
         after_change=after_change,
     )
-    status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints, lambda: relay.relayed_bytes)
+    status = StatusDesk(
+        catalog, nodes, sync, copies, refetch, clock, own, lambda: endpoints, lambda: relay.relayed_bytes
+    )
     rows = [
         *federation_rows(federation),
         *relay_rows(relay),
@@ -227,7 +232,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     ]
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members, relay,
+        observer, endpoints, choose_members, relay, refetch,
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -281,7 +286,9 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         await _update_card(parts, settings)
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
         tasks.append(group.create_task(_every_change(parts, settings), name="background"))
-        tasks.append(group.create_task(_make_copies(parts), name="copies"))
+        # loops of their own: a large copy takes hours and must not hold up keys and grants
+        tasks.append(group.create_task(_at_every_change(parts, "copies", parts.copies.tick), name="copies"))
+        tasks.append(group.create_task(_at_every_change(parts, "refetch", parts.refetch.tick), name="refetch"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
         for task in tasks:
@@ -308,11 +315,11 @@ async def _every_change(parts: Parts, settings: CoordinatorSettings) -> None:
         counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
 
 
-async def _make_copies(parts: Parts) -> None:
-    """Copies in a loop of their own: a large one takes hours and must not hold up keys and grants."""
+async def _at_every_change(parts: Parts, what: str, tick: Callable[[float], Awaitable[None]]) -> None:
+    """One room's tick at every change and at least every few ticks, for ever."""
     counter = -1
     while True:
-        await _guarded(parts, "copies", lambda: parts.copies.tick(parts.clock.monotonic()))
+        await _guarded(parts, what, lambda: tick(parts.clock.monotonic()))
         counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
 
 
@@ -336,40 +343,15 @@ async def _tend(parts: Parts) -> None:
 
 
 async def _update_card(parts: Parts, settings: CoordinatorSettings) -> None:
-    """Say in the member feed who our nodes are and where we can be reached, when that changed."""
-    card = feed_pb2.Card(
+    if await update_card(
+        parts.catalog,
         wrapping_key=parts.household.keys.wrapping_key.public_key().public_bytes_raw(),
         endpoints=parts.endpoints,
-        nodes=parts.nodes.cards() if settings.storage_bytes or parts.nodes.all() else [],
-        pledge_bytes=_pledge(parts.nodes, settings.storage_bytes),
-    )
-    own = next(m for m in parts.catalog.members() if m.domain == parts.household.member_domain)
-    if own.card is not None and _nearly_equal(own.card, card):
-        return
-    operation = feed_pb2.MemberOperation(id=_fresh_id(parts), card=card)
-    await parts.writer(lambda: parts.catalog.append_member([operation]))
-    parts.bell.ring()
-
-
-def _pledge(nodes: NodeDirectory, told_bytes: int) -> int:
-    """What this home hosts for others at most: what was said, or what its separate nodes may hold."""
-    return told_bytes or sum(node.capacity_bytes for node in nodes.all())
-
-
-def _nearly_equal(one: feed_pb2.Card, other: feed_pb2.Card) -> bool:
-    """Whether two cards say the same; a disk's capacity may differ by a twentieth, since other files lie on it too."""
-    if len(one.nodes) != len(other.nodes):
-        return False
-    copy = feed_pb2.Card()
-    copy.CopyFrom(other)
-    for told, now in zip(one.nodes, copy.nodes, strict=True):
-        if abs(told.capacity_bytes - now.capacity_bytes) * 20 <= told.capacity_bytes:
-            now.capacity_bytes = told.capacity_bytes
-    return one == copy
-
-
-def _fresh_id(parts: Parts) -> feed_pb2.OperationId:
-    return feed_pb2.OperationId(writer=parts.household.member_domain, random=Random().randbytes(16))
+        nodes=parts.nodes,
+        storage_bytes=settings.storage_bytes,
+        write=parts.writer,
+    ):
+        parts.bell.ring()
 
 
 async def _make_configured_datastores(parts: Parts) -> None:

@@ -12,6 +12,7 @@ from collective.core.sizes import format_size
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.nodes import NodeDirectory, NodeRecord
+from collective.transfer.refetch import Refetcher
 from collective.transfer.repair import CopyMaker
 from collective.transfer.sync import PeerSync
 from collective.wire import control_pb2, feed_pb2
@@ -38,6 +39,7 @@ class StatusDesk:
     nodes: NodeDirectory
     sync: PeerSync
     copies: CopyMaker
+    refetch: Refetcher
     clock: Clock
     own: PeerIdentity
     endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
@@ -155,6 +157,18 @@ class StatusDesk:
                     "warning",
                     f"{store.path.decode(errors='replace')}: {below} files have fewer than {store.replicas} copies",
                     reasons or "copies are being made; add a member with room if this stays",
+                )
+
+        if lost := self.catalog.own_versions_lost():
+            reasons = "; ".join(sorted({self.refetch.reasons.get(version, "") for _, version in lost} - {""}))
+            whole = sum(1 for version in lost if self.catalog.holders(*version))
+            if whole:
+                yield Finding("warning", f"{whole} files are being made whole from other copies", reasons)
+            if whole < len(lost):
+                yield Finding(
+                    "error",
+                    f"{len(lost) - whole} files cannot be read whole: a chunk is broken and no other copy is known",
+                    "put them again from where they came; what is left of them is still readable",
                 )
 
     def _peer_findings(self) -> Iterable[Finding]:

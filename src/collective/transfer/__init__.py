@@ -15,6 +15,7 @@ __all__ = [
     "peers",
     "placing",
     "push",
+    "refetch",
     "relay",
     "repair",
     "serve",

@@ -85,6 +85,7 @@ class NodeRecord:
     places: list[str]
     lane: LaneConnection | None = None
     status: lane_pb2.NodeStatusReply | None = None
+    missing: frozenset[bytes] = frozenset()  # ids of chunks it set aside as broken and does not have again
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -212,16 +213,35 @@ class NodeDirectory:
         """Ask every node how it is; a silent one keeps no status."""
         for node in self.all():
             try:
-                reply = await self.call(node, lane_pb2.LANE_NODE_STATUS, lane_pb2.NodeStatusRequest())
-                node.status = lane_pb2.NodeStatusReply.FromString(reply)
+                node.status, node.missing = await self._ask_status(node)
             except CollectiveError as error:
                 node.status = None
                 self._observer.event("nodes.silent", node=str(node.address), reason=error.message)
+
+    async def _ask_status(self, node: NodeRecord) -> tuple[lane_pb2.NodeStatusReply, frozenset[bytes]]:
+        """Its figures, and all that it is missing, in as many answers as that takes."""
+        missing: list[bytes] = []
+        while True:
+            request = lane_pb2.NodeStatusRequest(missing_after=missing[-1] if missing else b"")
+            reply = lane_pb2.NodeStatusReply.FromString(await self.call(node, lane_pb2.LANE_NODE_STATUS, request))
+            if not reply.missing_chunks:
+                return reply, frozenset(missing)
+            missing.extend(reply.missing_chunks)
 
     async def push(self, node: NodeRecord, request: lane_pb2.PushRequest) -> lane_pb2.PushReply:
         """Have a node send chunks to another member's node."""
         reply = await self.call(node, lane_pb2.LANE_PUSH, request, timeout_seconds=PUSH_TIMEOUT_SECONDS)
         return lane_pb2.PushReply.FromString(reply)
+
+    async def store_chunk(
+        self, node: NodeRecord, signed_ticket: bytes, chunk_id: bytes, sealed: memoryview, timeout_seconds: float
+    ) -> None:
+        """Put a sealed chunk on a node; it is durable there when this returns. Raises: Corrupt (not the id's), Full."""
+        lane = await self._lane(node)
+        shown = lane_pb2.PresentRequest(signed_ticket=signed_ticket).SerializeToString()
+        reply = await lane.call(lane_pb2.LANE_PRESENT, shown, timeout_seconds=CALL_TIMEOUT_SECONDS)
+        request = lane_pb2.WriteRequest(handle=lane_pb2.PresentReply.FromString(reply.head).handle, chunk_id=chunk_id)
+        await lane.call(lane_pb2.LANE_WRITE, request.SerializeToString(), sealed, timeout_seconds=timeout_seconds)
 
     async def call(
         self,

@@ -139,7 +139,8 @@ class FederationDesk:
         if not verdict.allowed:
             self.observer.event("access.refused", caller=str(identity.address), right="READ", reason=verdict.reason)
             raise NotFound("no such version here for you")
-        if self.own_address.domain not in self.catalog.holders(store_id, version_id):
+        here = [*self.catalog.holders(store_id, version_id), *self.catalog.partial_holders(store_id, version_id)]
+        if self.own_address.domain not in here:
             raise NotFound("no such version here for you")
         return self.catalog.layout(store_id, version_id)
 
