@@ -24,16 +24,25 @@ async def update_card(
     endpoints: Sequence[feed_pb2.Endpoint],
     nodes: NodeDirectory,
     storage_bytes: int,
+    keeps_absent: bool,
     write: Callable[[Callable[[], object]], Awaitable[object]],
 ) -> bool:
-    """State the card anew when it says something else now; whether it did."""
+    """State the card anew when it says something else now; whether it did.
+
+    Separate nodes that have not registered since the start stay on it while `keeps_absent`: a coordinator that was
+    started a moment ago does not know better, and looks for the heads they keep where the card says they are.
+    """
+    own = next(member for member in catalog.members() if member.domain == catalog.own_domain)
+    cards = nodes.cards()
+    if own.card is not None and keeps_absent:
+        present = {card.address for card in cards}
+        cards += [card for card in own.card.nodes if card.address not in present]
     card = feed_pb2.Card(
         wrapping_key=wrapping_key,
         endpoints=endpoints,
-        nodes=nodes.cards() if storage_bytes or nodes.all() else [],
-        pledge_bytes=pledge_of(nodes, storage_bytes),
+        nodes=sorted(cards, key=lambda card: card.address),
+        pledge_bytes=storage_bytes or sum(card.capacity_bytes for card in cards),
     )
-    own = next(member for member in catalog.members() if member.domain == catalog.own_domain)
     if own.card is not None and _nearly_equal(own.card, card):
         return False
     operation_id = feed_pb2.OperationId(writer=catalog.own_domain, random=os.urandom(16))

@@ -102,6 +102,7 @@ async def open_control(home: Home, clock: Clock, *, need_running: bool = False) 
     with home.locked():
         parts = assemble(home, clock, SILENT)
         try:
+            await parts.hear_separate_nodes()
             yield _Local(parts)
         finally:
             await parts.close()

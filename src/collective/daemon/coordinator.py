@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,6 +33,7 @@ from collective.transfer.commands import CommandDesk, control_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
 from collective.transfer.holders import LanePool
+from collective.transfer.node_heads import NodeHeads, compare_heads
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser, place_again
@@ -49,6 +52,9 @@ __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
 TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
 NODE_STATUS_SECONDS = 10.0
 NODE_START_SECONDS = 20.0
+HEARING_SECONDS = 6.0
+FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
+CARRIED_NODE = "node-01"
 STOP_GRACE_SECONDS = 2.0
 DIAL_TIMEOUT_SECONDS = 5.0
 
@@ -88,12 +94,29 @@ class Parts:
     choose_members: ChooseMembers
     relay: RelayDesk
     refetch: Refetcher
+    dial: Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
+    started: float  # monotonic
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
         self.trust.set_roster(
             (member.domain, member.ca_certificate, member.removed) for member in self.catalog.members()
         )
+
+    async def hear_separate_nodes(self) -> None:
+        """Ask the nodes on the card, where they were last, for the heads they keep; before anything is signed."""
+        own = next((member for member in self.catalog.members() if member.domain == self.household.member_domain), None)
+        cards = own.card.nodes if own is not None and own.card is not None else ()
+        nodes = NodeDirectory(self.dial, self.observer)
+        for card in cards:
+            if card.address.partition("@")[0] != CARRIED_NODE:
+                nodes.register(
+                    control_pb2.RegisterNodeRequest(federated_address=card.address, endpoints=card.endpoints)
+                )
+        with contextlib.suppress(TimeoutError):  # a node that is away holds up the start no longer than this
+            async with asyncio.timeout(HEARING_SECONDS):
+                await compare_heads(self.catalog, nodes, self.observer)
+        await nodes.close()
 
     async def close(self) -> None:
         await self.channels.close()
@@ -109,7 +132,8 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     config = home.config()
     household = open_household(home.identity)
     root = load_certificate(home.identity / "root-ca.crt")
-    catalog = home.catalog_opener(clock, observer)(household, root)
+    heads = NodeHeads(home.head_keeper(settings.storage_path if settings else ""), observer)
+    catalog = home.catalog_opener(clock, observer, heads=heads)(household, root)
     own = household.coordinator.identity
     trust = TrustStore(root, own.member_domain)
     trust.set_peers(config.federation.trusted_domains)
@@ -130,6 +154,8 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         )  # fmt: skip
 
     nodes = NodeDirectory(dial, observer)
+    carried = settings is not None and settings.storage_bytes and Path(settings.storage_path).is_dir()
+    heads.attach(nodes, frozenset({f"{CARRIED_NODE}@{own.member_domain}"} if carried else ()))
     tickets = TicketOffice(own.member_domain, household.keys.signing_key, clock)
     parts: Parts
 
@@ -232,7 +258,8 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     ]
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members, relay, refetch,
+        observer, endpoints, choose_members, relay, refetch, dial,
+        clock.monotonic(),
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -255,6 +282,7 @@ async def run_coordinator(
             observer=observer,
         )
         try:
+            await parts.hear_separate_nodes()
             grpc_port = await server.start(settings.listen)
             lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
@@ -282,8 +310,9 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
                     f"its log says why: {parts.home.path / 'node.log'}",
                 )
             await parts.nodes.refresh()
-        await _make_configured_datastores(parts)
-        await _update_card(parts, settings)
+        # guarded: in doubt nothing can be written, but reading goes on
+        await _guarded(parts, "datastores", lambda: _make_configured_datastores(parts))
+        await _guarded(parts, "card", lambda: _update_card(parts, settings))
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
         tasks.append(group.create_task(_every_change(parts, settings), name="background"))
         # loops of their own: a large copy takes hours and must not hold up keys and grants
@@ -303,13 +332,14 @@ def _node_arguments(parts: Parts, settings: CoordinatorSettings, grpc_address: s
 
 async def _every_change(parts: Parts, settings: CoordinatorSettings) -> None:
     """Background work: each room's tick, at every change and at least every few ticks."""
-    status_due = 0.0
+    status_due, known_nodes = 0.0, 0
     counter = -1
     while True:
         now = parts.clock.monotonic()
-        if now >= status_due:
-            status_due = now + NODE_STATUS_SECONDS
+        if now >= status_due or len(parts.nodes.all()) != known_nodes:
+            status_due, known_nodes = now + NODE_STATUS_SECONDS, len(parts.nodes.all())
             await _guarded(parts, "nodes", parts.nodes.refresh)
+            await _guarded(parts, "heads", lambda: compare_heads(parts.catalog, parts.nodes, parts.observer))
             await _guarded(parts, "card", lambda: _update_card(parts, settings))
         await _guarded(parts, "tend", lambda: _tend(parts))
         counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
@@ -349,6 +379,7 @@ async def _update_card(parts: Parts, settings: CoordinatorSettings) -> None:
         endpoints=parts.endpoints,
         nodes=parts.nodes,
         storage_bytes=settings.storage_bytes,
+        keeps_absent=parts.clock.monotonic() - parts.started < FORGET_NODES_SECONDS,
         write=parts.writer,
     ):
         parts.bell.ring()

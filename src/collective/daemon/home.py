@@ -15,7 +15,7 @@ from cryptography import x509
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from collective.admission import Household
-from collective.catalog import Catalog, FolderHeadKeeper
+from collective.catalog import Catalog, FolderHeadKeeper, HeadKeeper
 from collective.core.clock import Clock
 from collective.core.errors import Conflict, Misconfigured
 from collective.core.observe import SILENT, Observer
@@ -102,13 +102,17 @@ class Home:
         finally:
             os.close(descriptor)
 
-    def head_folders(self) -> list[Path]:
-        """Folders of this machine that keep the signed heads: the home's own and its embedded node's disk."""
-        storage = self.storage_path()
-        return [self.heads, storage / "heads"] if storage.is_dir() else [self.heads]
+    def head_keeper(self, storage_path: str = "") -> FolderHeadKeeper:
+        """Keeps the signed heads in folders of this machine: the home's own and, when it is there, its node's disk."""
+        storage = self.storage_path(storage_path)
+        return FolderHeadKeeper([self.heads, storage / "heads"] if storage.is_dir() else [self.heads])
 
     def catalog_opener(
-        self, clock: Clock, observer: Observer = SILENT, federation_domain: str = ""
+        self,
+        clock: Clock,
+        observer: Observer = SILENT,
+        federation_domain: str = "",
+        heads: HeadKeeper | None = None,
     ) -> Callable[[Household, x509.Certificate], Catalog]:
         """How this home's catalogue is opened for writing; the lock must be held."""
 
@@ -118,7 +122,7 @@ class Home:
                 federation_domain=federation_domain or household.coordinator.identity.federation_domain,
                 root_certificate=root,
                 own=household.keys,
-                heads=FolderHeadKeeper(self.head_folders()),
+                heads=heads or self.head_keeper(),
                 clock=clock,
                 observer=observer,
                 choose_hosts=choose_hosts,

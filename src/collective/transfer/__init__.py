@@ -11,6 +11,7 @@ __all__ = [
     "events",
     "fetch",
     "holders",
+    "node_heads",
     "nodes",
     "peers",
     "placing",

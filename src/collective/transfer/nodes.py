@@ -181,17 +181,26 @@ class NodeDirectory:
         return self._nodes[ranked[0]]
 
     async def holding(self, store_id: bytes, chunks: Sequence[tuple[bytes, int]]) -> dict[bytes, NodeRecord]:
-        """Which of our nodes has each chunk (id, sealed size); those that nobody has are left out."""
+        """Which of our nodes has each chunk (id, sealed size); those that nobody has are left out.
+
+        Raises: Unreachable when something is on none that answers, and one does not answer.
+        """
         found: dict[bytes, NodeRecord] = {}
+        silent: Unreachable | None = None
         for node in self.all():
             missing = [chunk for chunk in chunks if chunk[0] not in found]
-            for start in range(0, len(missing), HAS_PER_CALL):
-                part = missing[start : start + HAS_PER_CALL]
-                request = lane_pb2.HasRequest(
-                    store_id=store_id, chunk_ids=[id_ for id_, _ in part], sealed_sizes=[size for _, size in part]
-                )
-                reply = lane_pb2.HasReply.FromString(await self.call(node, lane_pb2.LANE_HAS, request))
-                found.update((id_, node) for (id_, _), there in zip(part, reply.present, strict=True) if there)
+            try:
+                for start in range(0, len(missing), HAS_PER_CALL):
+                    part = missing[start : start + HAS_PER_CALL]
+                    request = lane_pb2.HasRequest(
+                        store_id=store_id, chunk_ids=[id_ for id_, _ in part], sealed_sizes=[size for _, size in part]
+                    )
+                    reply = lane_pb2.HasReply.FromString(await self.call(node, lane_pb2.LANE_HAS, request))
+                    found.update((id_, node) for (id_, _), there in zip(part, reply.present, strict=True) if there)
+            except Unreachable as error:
+                silent = error
+        if silent is not None and len(found) < len({id_ for id_, _ in chunks}):
+            raise silent  # it may have what the others do not have
         return found
 
     def locations(self) -> list[control_pb2.NodeLocation]:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
 from typing_extensions import Buffer
 
 from collective.chunks import ChunkStore
@@ -48,6 +49,7 @@ class NodeDesk:
     _written: OrderedDict[bytes, int] = field(default_factory=OrderedDict)  # upload id -> sealed bytes taken
 
     def __post_init__(self) -> None:
+        self._heads_gate = asyncio.Lock()
         self.shown = ShownTickets(self.policy, self.clock)
 
     # ------------------------------------------------------------ bytes
@@ -192,17 +194,30 @@ class NodeDesk:
         request = lane_pb2.KeepHeadRequest.FromString(head)
         if len(request.feed_id) != 32:
             raise Refused("a feed id has 32 bytes")
-        await asyncio.to_thread(self.store.keep_head, request.feed_id, request.head)
+        position = feed_pb2.Position.FromString(request.head)
+        async with self._heads_gate:
+            kept = _position((await asyncio.to_thread(self.store.heads)).get(request.feed_id, b""))
+            # never back: an older head may have been overtaken on the way, or be signed over a database put back
+            if (position.epoch_number, position.seq) > (kept.epoch_number, kept.seq):
+                await asyncio.to_thread(self.store.keep_head, request.feed_id, request.head)
         return lane_pb2.KeepHeadReply().SerializeToString(), ()
 
     async def heads(self, caller: LaneCaller, head: bytes, body: memoryview) -> tuple[bytes, Sequence[Buffer]]:
         self._own_coordinator(caller)
         heads = await asyncio.to_thread(self.store.heads)
         rows = [
-            feed_pb2.FeedHead(feed_id=feed_id, head=feed_pb2.Position.FromString(kept)).SerializeToString()
+            feed_pb2.FeedHead(feed_id=feed_id, head=_position(kept)).SerializeToString()
             for feed_id, kept in heads.items()
         ]
         return lane_pb2.HeadsReply(heads=rows).SerializeToString(), ()
+
+
+def _position(kept: bytes) -> feed_pb2.Position:
+    """A head as it lies on the disk; one that is broken counts as none, so that it is renewed."""
+    try:
+        return feed_pb2.Position.FromString(kept)
+    except DecodeError:
+        return feed_pb2.Position()
 
 
 def node_handlers(desk: NodeDesk) -> Mapping[int, LaneHandler]:
