@@ -16,13 +16,13 @@ from collective.catalog import Catalog
 from collective.chunks import derive_store_secret
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Misconfigured
+from collective.core.errors import Misconfigured
 from collective.core.observe import Observer
-from collective.daemon.card import pledge_of, update_card
 from collective.daemon.config import CoordinatorConfig, unbuilt_keys
 from collective.daemon.home import Home
 from collective.daemon.runtime import Writer, ready
 from collective.daemon.supervise import NodeChild
+from collective.daemon.tending import Tending, pledge
 from collective.health import StatusDesk, status_rows
 from collective.identity import TrustStore, load_certificate
 from collective.net.channels import Channels
@@ -36,7 +36,7 @@ from collective.transfer.holders import LanePool
 from collective.transfer.node_heads import NodeHeads, compare_heads
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
-from collective.transfer.placing import ChooseMembers, member_chooser, place_again
+from collective.transfer.placing import ChooseMembers, member_chooser
 from collective.transfer.refetch import Refetcher
 from collective.transfer.relay import RelayDesk, relay_handlers, relay_rows
 from collective.transfer.repair import CopyMaker
@@ -49,11 +49,8 @@ from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
 
-TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
-NODE_STATUS_SECONDS = 10.0
 NODE_START_SECONDS = 20.0
 HEARING_SECONDS = 6.0
-FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
 CARRIED_NODE = "node-01"
 STOP_GRACE_SECONDS = 2.0
 DIAL_TIMEOUT_SECONDS = 5.0
@@ -95,7 +92,6 @@ class Parts:
     relay: RelayDesk
     refetch: Refetcher
     dial: Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
-    started: float  # monotonic
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
@@ -185,7 +181,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
 
     told_bytes = settings.storage_bytes if settings else config.coordinator.storage_capacity
     copy_desk = CopyDesk(
-        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: pledge_of(nodes, told_bytes), writer
+        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: pledge(nodes, told_bytes), writer
     )
     federation = FederationDesk(
         catalog=catalog,
@@ -259,7 +255,6 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
         observer, endpoints, choose_members, relay, refetch, dial,
-        clock.monotonic(),
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -310,14 +305,12 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
                     f"its log says why: {parts.home.path / 'node.log'}",
                 )
             await parts.nodes.refresh()
-        # guarded: in doubt nothing can be written, but reading goes on
-        await _guarded(parts, "datastores", lambda: _make_configured_datastores(parts))
-        await _guarded(parts, "card", lambda: _update_card(parts, settings))
+        tending = _tending(parts, settings)
+        await tending.begin(parts.config.datastores)
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
-        tasks.append(group.create_task(_every_change(parts, settings), name="background"))
-        # loops of their own: a large copy takes hours and must not hold up keys and grants
-        tasks.append(group.create_task(_at_every_change(parts, "copies", parts.copies.tick), name="copies"))
-        tasks.append(group.create_task(_at_every_change(parts, "refetch", parts.refetch.tick), name="refetch"))
+        tasks.append(group.create_task(tending.every_change(), name="background"))
+        tasks.append(group.create_task(tending.make_copies(), name="copies"))
+        tasks.append(group.create_task(tending.make_whole(), name="refetch"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
         for task in tasks:
@@ -330,71 +323,18 @@ def _node_arguments(parts: Parts, settings: CoordinatorSettings, grpc_address: s
     return [*arguments, "--lane", settings.node_lane]
 
 
-async def _every_change(parts: Parts, settings: CoordinatorSettings) -> None:
-    """Background work: each room's tick, at every change and at least every few ticks."""
-    status_due, known_nodes = 0.0, 0
-    counter = -1
-    while True:
-        now = parts.clock.monotonic()
-        if now >= status_due or len(parts.nodes.all()) != known_nodes:
-            status_due, known_nodes = now + NODE_STATUS_SECONDS, len(parts.nodes.all())
-            await _guarded(parts, "nodes", parts.nodes.refresh)
-            await _guarded(parts, "heads", lambda: compare_heads(parts.catalog, parts.nodes, parts.observer))
-            await _guarded(parts, "card", lambda: _update_card(parts, settings))
-        await _guarded(parts, "tend", lambda: _tend(parts))
-        counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
-
-
-async def _at_every_change(parts: Parts, what: str, tick: Callable[[float], Awaitable[None]]) -> None:
-    """One room's tick at every change and at least every few ticks, for ever."""
-    counter = -1
-    while True:
-        await _guarded(parts, what, lambda: tick(parts.clock.monotonic()))
-        counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
-
-
-async def _guarded(parts: Parts, what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """A failed round of background work is told and tried again; it does not end the coordinator."""
-    try:
-        await work()
-    except CollectiveError as error:
-        parts.observer.event("background.failed", what=what, reason=error.message)
-    except Exception as error:
-        parts.observer.event("background.unexpected", what=what, error=f"{type(error).__name__}: {error}")
-
-
-async def _tend(parts: Parts) -> None:
-    def care() -> bool:
-        changed = parts.catalog.tend(parts.clock.wall())
-        return place_again(parts.catalog, parts.choose_members) or changed
-
-    if await parts.writer(care):
-        parts.bell.ring()
-
-
-async def _update_card(parts: Parts, settings: CoordinatorSettings) -> None:
-    if await update_card(
-        parts.catalog,
-        wrapping_key=parts.household.keys.wrapping_key.public_key().public_bytes_raw(),
-        endpoints=parts.endpoints,
+def _tending(parts: Parts, settings: CoordinatorSettings) -> Tending:
+    return Tending(
+        catalog=parts.catalog,
+        household=parts.household,
         nodes=parts.nodes,
+        copies=parts.copies,
+        refetch=parts.refetch,
+        choose_members=parts.choose_members,
+        endpoints=parts.endpoints,
+        writer=parts.writer,
+        bell=parts.bell,
+        clock=parts.clock,
+        observer=parts.observer,
         storage_bytes=settings.storage_bytes,
-        keeps_absent=parts.clock.monotonic() - parts.started < FORGET_NODES_SECONDS,
-        write=parts.writer,
-    ):
-        parts.bell.ring()
-
-
-async def _make_configured_datastores(parts: Parts) -> None:
-    """Make the DataStores of the configuration that are not there yet."""
-    existing = {store.path for store in parts.catalog.datastores() if store.owner == parts.household.member_domain}
-    for wanted in parts.config.datastores:
-        if wanted.path.encode() in existing:
-            continue
-        strategy = feed_pb2.Strategy.Value(wanted.strategy.upper()) if wanted.strategy else 0
-
-        def make(path: bytes = wanted.path.encode(), strategy: int = strategy, copies: int = wanted.replicas) -> None:
-            parts.catalog.create_datastore(path, strategy, copies, {})
-
-        await parts.writer(make)
-    parts.bell.ring()
+    )
