@@ -61,12 +61,12 @@ class Catalog(Ledger):
         placements.lose(self, lost)
 
     def regain(self, store_id: bytes, version_id: bytes) -> None:
-        """State that an own version is whole here again."""
+        """State that a version held by the entry is whole here again."""
         placements.regain(self, store_id, version_id)
 
-    def own_versions_lost(self) -> list[tuple[bytes, bytes]]:
-        """(store, version) of own versions that are not whole here."""
-        return placements.own_versions_lost(self)
+    def versions_lost(self) -> list[tuple[bytes, bytes]]:
+        """(store, version) of versions held by the entry that are not whole here."""
+        return placements.versions_lost(self)
 
     def versions_with_chunks(self, chunk_ids: set[bytes]) -> dict[bytes, set[tuple[bytes, bytes]]]:
         """Chunk id -> versions placed on this home that list it; reads every page."""

@@ -159,7 +159,7 @@ class StatusDesk:
                     reasons or "copies are being made; add a member with room if this stays",
                 )
 
-        if lost := self.catalog.own_versions_lost():
+        if lost := self.catalog.versions_lost():
             reasons = "; ".join(sorted({self.refetch.reasons.get(version, "") for _, version in lost} - {""}))
             whole = sum(1 for version in lost if self.catalog.holders(*version))
             if whole:

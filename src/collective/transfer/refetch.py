@@ -52,7 +52,7 @@ class Refetcher:
     async def tick(self, now: float) -> None:
         """One round, `now` in monotonic seconds. Raises: Unreachable while a node that may have it does not answer."""
         await self._state_losses()
-        for version in self.catalog.own_versions_lost():
+        for version in self.catalog.versions_lost():
             not_before, pause = self._pauses.get(version[1], (0.0, FIRST_PAUSE_SECONDS))
             if not_before > now:
                 continue
