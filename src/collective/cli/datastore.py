@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from collective.cli.old_addresses import full_address
 from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, start
-from collective.core.errors import Refused
+from collective.core.errors import Misconfigured, Refused
 from collective.core.sizes import format_size, parse_duration
 from collective.daemon.client import known_domains
 from collective.daemon.control import open_control
@@ -21,6 +21,7 @@ from collective.wire import control_pb2, feed_pb2
 __all__ = ["datastore"]
 
 _Reply = TypeVar("_Reply", bound=Message)
+LAST_MOMENT_SECONDS = 253_402_300_000.0  # the end of the year 9999, as far as dates can be shown
 RIGHTS = {"read": feed_pb2.READ, "write": feed_pb2.WRITE, "delete": feed_pb2.DELETE, "share": feed_pb2.SHARE}
 
 
@@ -127,15 +128,18 @@ async def _call(home: Home, name: str, request: Message, reply: _Reply) -> _Repl
 def _until_milliseconds(text: str) -> int:
     if not text:
         return 0
-    if text[-1].isalpha():
-        return int((SystemClock().wall() + parse_duration(text)) * 1000)
+    now = SystemClock().wall()
     try:
         moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise Refused(f"{text!r} is neither a duration nor a date", "write 30d or 2027-01-31") from None
-    if moment.tzinfo is None:
-        moment = moment.astimezone()
-    return int(moment.timestamp() * 1000)
+        seconds = (moment if moment.tzinfo is not None else moment.astimezone()).timestamp()
+    except (ValueError, OverflowError):
+        try:
+            seconds = now + parse_duration(text)
+        except Misconfigured:
+            raise Refused(f"{text!r} is neither a duration nor a date", "write 30d or 2027-01-31") from None
+    if not now < seconds < LAST_MOMENT_SECONDS:
+        raise Refused(f"{text!r} is no time that a grant can end at", "write one to come, such as 30d or 2027-01-31")
+    return int(seconds * 1000)
 
 
 def _one_line(info: control_pb2.DataStoreInfo) -> str:

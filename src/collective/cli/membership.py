@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from collective.admission import found_federation, join_with_bundle, make_join_request
-from collective.cli.words import endpoint_option, home_of, json_option, note, parse_endpoint, print_json, start
+from collective.cli.words import NewFile, endpoint_option, home_of, json_option, note, parse_endpoint, print_json, start
 from collective.core.address import member_identity, validate_domain
-from collective.core.errors import Conflict, Misconfigured, NotFound
+from collective.core.errors import Misconfigured, NotFound
 from collective.daemon.client import read_members
 from collective.daemon.config import (
     CoordinatorConfig,
@@ -94,12 +94,10 @@ def bundle(context: click.Context, member: str, request_file: Path | None, out: 
     """Admit a member and write the file that its home joins with."""
     if not member and request_file is None:
         raise click.UsageError("name the new member with --member, or give the request it made with --request")
-    if out.exists():
-        raise Conflict(f"{out} is there already", "name another file")
     request = control_pb2.BundleRequest(member=member, join_request=_read(request_file) if request_file else b"")
-    reply = start(_bundle(home_of(context), request))
-    out.touch(mode=0o600)
-    out.write_bytes(reply.bundle)
+    with NewFile(out) as file:
+        reply = start(_bundle(home_of(context), request))
+        file.write(reply.bundle)
     for text in reply.notes:
         note(text)
     if as_json:
@@ -136,9 +134,9 @@ def join(
     if request_file is not None:
         if not member:
             raise click.UsageError("--request needs --member, this home's name or domain")
-        _make_home(home)
-        request = make_join_request(home.identity, member, reachable)
-        request_file.write_bytes(request.SerializeToString())
+        with NewFile(request_file) as file:
+            _make_home(home)
+            file.write(make_join_request(home.identity, member, reachable).SerializeToString())
         click.echo(f"Wrote {request_file}. At the root holder: collective federation bundle --request {request_file}")
         return
     assert bundle_file is not None

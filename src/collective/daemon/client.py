@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from collective.catalog import Reader, VersionReference
 from collective.core.address import FederatedAddress, member_domain, member_identity, parse_address
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Misconfigured, Unreachable
+from collective.core.errors import CollectiveError, Unreachable
 from collective.core.observe import SILENT, Observer
 from collective.daemon.home import Home
 from collective.identity import Credentials, Level, TrustStore
@@ -69,11 +69,7 @@ class ReadSide:
 @contextlib.asynccontextmanager
 async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) -> AsyncIterator[ReadSide]:
     """Everything a reading process needs. Raises: Misconfigured when there is no home."""
-    if not home.database.exists():
-        raise Misconfigured(
-            f"there is no home at {home.path}",
-            "make one with `collective federation init` or `federation join`, or name it with --home",
-        )
+    home.check()
     credentials = Credentials.load(home.identity, "client")
     own_domain = credentials.identity.member_domain
     reader = Reader.open(home.database, own_domain)
@@ -115,7 +111,8 @@ class RosterRow:
 
 
 def read_members(home: Home) -> list[RosterRow]:
-    """The roster, from this home's database."""
+    """The roster, from this home's database. Raises: Misconfigured when there is no home."""
+    home.check()
     own_domain = Credentials.load(home.identity, "client").identity.member_domain
     reader = Reader.open(home.database, own_domain)
     try:
@@ -135,11 +132,6 @@ def read_members(home: Home) -> list[RosterRow]:
 
 def known_domains(home: Home) -> set[str]:
     """The member domains that this home knows; whatever else follows an @ is part of a name."""
-    if not home.database.exists():
-        raise Misconfigured(
-            f"there is no home at {home.path}",
-            "make one with `collective federation init` or `federation join`, or name it with --home",
-        )
     return {row.domain for row in read_members(home)}
 
 

@@ -81,6 +81,14 @@ class Home:
         """Where the coordinator's own node keeps its chunks."""
         return Path(named or self.config().coordinator.storage_path or self.path / "storage")
 
+    def check(self) -> None:
+        """Raises: Misconfigured when no component was ever set up here."""
+        if not self.database.exists():
+            raise Misconfigured(
+                f"there is no home at {self.path}",
+                "make one with `collective federation init` or `federation join`, or name it with --home",
+            )
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the home for writing its feeds. Raises: Conflict while another process does."""

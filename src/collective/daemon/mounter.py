@@ -68,6 +68,7 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
         record.write_text(json.dumps({"directory": str(options.directory), "pid": os.getpid()}) + "\n")
         tell("ready")
 
+    home.check()
     home.mounts.mkdir(mode=0o700, exist_ok=True)
     record = home.mounts / f"{os.getpid()}.json"
     settings = MountSettings(
@@ -152,8 +153,8 @@ async def _dial_own_coordinator(side: ReadSide) -> LaneConnection:
 
 def mount_in_background(home: Home, options: MountOptions) -> None:
     """Start the mount process and return when the mount is there. Raises: Misconfigured with the reason why not."""
+    home.check()
     reading, writing = os.pipe()
-    home.path.mkdir(mode=0o700, exist_ok=True)
     arguments = [
         *(sys.executable, "-m", "collective.cli.main", "--home", str(home.path), "mount", str(options.directory)),
         *("--foreground", "--ready-descriptor", str(writing)),
