@@ -29,6 +29,7 @@ __all__ = [
     "parse_endpoint",
     "path_and_owner",
     "print_json",
+    "shown_name",
     "start",
 ]
 
@@ -84,6 +85,12 @@ def _clean(raw: bytes, text: str) -> bytes:
         if b"\0" in part:
             raise Refused("a name holds a NUL byte")
     return b"/" + b"/".join(parts)
+
+
+def shown_name(name: bytes) -> str:
+    """A name from the library for people's terminals: whatever steers one, or is no text, as an escape."""
+    text = name.decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def parse_endpoint(text: str) -> feed_pb2.Endpoint:
