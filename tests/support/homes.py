@@ -57,8 +57,7 @@ class Outcome:
 class Home:
     """One member's home on this machine and the processes that belong to it.
 
-    `host`: where the coordinator listens; `lane_host` and `node_host`, when they are others. `prefix`: words before
-    every command, to run it in another network.
+    `address`: where it listens and is reached; `lane_host` and `node_host`: where those two listen, when elsewhere.
     """
 
     path: Path
@@ -67,14 +66,14 @@ class Home:
     coordinator: subprocess.Popen[str] | None = None
     storage: str = "2GB"
     storage_path: Path | None = None
-    host: str = "127.0.0.1"
+    address: str = "127.0.0.1"
     lane_host: str = ""
     node_host: str = ""
-    prefix: tuple[str, ...] = ()
+    prefix: list[str] = field(default_factory=list)  # words before each command: where it runs (support/networks)
 
     @property
     def endpoint(self) -> str:
-        return f"lan:{self.host}:{self.ports[0]},{self.ports[1]}"
+        return f"lan:{self.address}:{self.ports[0]},{self.ports[1]}"
 
     def command(self, *arguments: str | Path) -> list[str]:
         return [
@@ -110,9 +109,9 @@ class Home:
         self.coordinator = subprocess.Popen(
             self.command(
                 "coordinator", "--federation", *storage,
-                "--listen", f"{self.host}:{self.ports[0]}",
-                "--lane", f"{self.lane_host or self.host}:{self.ports[1]}",
-                "--node-lane", f"{self.node_host or self.host}:{self.ports[2]}",
+                "--listen", f"{self.address}:{self.ports[0]}",
+                "--lane", f"{self.lane_host or self.address}:{self.ports[1]}",
+                "--node-lane", f"{self.node_host or self.address}:{self.ports[2]}",
                 *more,
             ),
             stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
