@@ -73,6 +73,10 @@ async def test_a_place_that_was_long_silent_is_not_dialled_again_at_once() -> No
         with pytest.raises(Unreachable):
             await pool.get(node, 0)
     assert dialled == ["black-hole:1", "refuses:1", "refuses:1", "refuses:1"]
+    many = control_pb2.NodeLocation(address=node.address, lane_addresses=[f"scanned:{port}" for port in range(1, 500)])
+    with pytest.raises(Unreachable):
+        await pool.get(many, 1)
+    assert sum(place.startswith("scanned") for place in dialled) == 8, "nobody is sent round the network"
     clock.advance(30.1)
     with pytest.raises(Unreachable):
         await pool.get(node, 0)

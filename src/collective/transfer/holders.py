@@ -25,6 +25,9 @@ LANES_PER_NODE = 2  # one connection tops out at a core's TLS
 CALL_TIMEOUT_SECONDS = 10.0
 RENEW_BEFORE_SECONDS = 30.0
 COORDINATOR = "coord"  # the local part of every coordinator's address
+PLACES_PER_NODE = 8  # a holder tells where its nodes are: no more than this is believed, dialled and remembered
+NODES_PER_HOLDER = 32
+FAILURES_KEPT = 256
 REST_AFTER_FAILED_DIAL = 10.0  # times as long as the dial took: a black hole costs at most a tenth of the time
 Dial = Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
 
@@ -67,7 +70,7 @@ class LanePool:
 
     async def _dial_first(self, node: control_pb2.NodeLocation) -> LaneConnection:
         last: CollectiveError = Unreachable(f"{node.address} told no lane address")
-        for place in node.lane_addresses:
+        for place in node.lane_addresses[:PLACES_PER_NODE]:
             began = self._clock.monotonic()
             until, reason = self._failed.get((node.address, place), (0.0, last))
             if began < until:
@@ -77,6 +80,8 @@ class LanePool:
                 lane = await self._dial(parse_address(node.address), place)
             except CollectiveError as error:
                 now = self._clock.monotonic()
+                if len(self._failed) >= FAILURES_KEPT:
+                    self._failed.clear()
                 self._failed[node.address, place] = (now + (now - began) * REST_AFTER_FAILED_DIAL, error)
                 last = error
             else:
@@ -112,6 +117,7 @@ class Holder:
             ends = self.opened.expires_milliseconds / 1000 - RENEW_BEFORE_SECONDS if self.opened else 0.0
             if self.opened is None or ends <= self.clock.wall():
                 self.opened = await self.provider.open(self.domain, self.store_id, self.version_id)
+                del self.opened.nodes[NODES_PER_HOLDER:]
                 self._handles.clear()
             return self.opened
 

@@ -59,8 +59,8 @@ class RelayDesk:
         request = lane_pb2.ReadRequest.FromString(head)
         size = self.shown.chunk_size(caller, request.handle, request.chunk_id)
         _, length = segment_run(size, request.first_segment, request.segment_count)
+        await caller.room(length)  # before the gate: a connection that takes nothing holds up itself alone
         async with self._gates[caller.peer.member_domain]:
-            await caller.room(length)
             reply = await self._from_nodes(request, size, length)
         told = lane_pb2.ReadReply.FromString(reply.head)
         return told.SerializeToString(), (reply.body,)
