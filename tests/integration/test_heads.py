@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,14 @@ def test_the_node_has_every_head_when_an_entry_is_acknowledged(node: SeparateNod
     for number in range(3):
         put_small(alice, tmp_path, f"connected-{number}")
         assert node.heads() == read_heads(alice.path / "heads"), "no later than the acknowledgement"
+    assert node.process is not None
+    node.process.send_signal(signal.SIGSTOP)
+    for number in range(4):
+        put_small(alice, tmp_path, f"hanging-{number}")
+    waited = (alice.path / "coordinator.log").read_text().count("heads.node_late")
+    assert waited <= 1, "a node that hangs is waited for once, not for every entry"
+    node.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: node.heads() == read_heads(alice.path / "heads"), "the node to have caught up after its sleep")
     node.kill()
     put_small(alice, tmp_path, "while-away")
     assert node.heads() != read_heads(alice.path / "heads")

@@ -21,7 +21,8 @@ from collective.wire import feed_pb2, lane_pb2
 
 __all__ = ["NodeHeads", "compare_heads"]
 
-WAIT_SECONDS = 1.0  # an entry waits so long for connected nodes; one that took longer is told later
+CALL_SECONDS = 0.8  # an entry waits so long for connected nodes; one that took longer counts as away, and is told later
+WAIT_SECONDS = 1.0  # for the event loop to say so
 
 
 class NodeHeads:
@@ -75,7 +76,7 @@ class NodeHeads:
 
         async def one(node: NodeRecord) -> None:
             try:
-                await nodes.call(node, lane_pb2.LANE_KEEP_HEAD, request, WAIT_SECONDS)
+                await nodes.call(node, lane_pb2.LANE_KEEP_HEAD, request, CALL_SECONDS)
             except CollectiveError as error:
                 self._observer.event("heads.node_away", node=str(node.address), reason=error.message)
 
