@@ -166,6 +166,22 @@ class Catalog(Ledger):
         """State that versions placed on this home are all here."""
         placements.hold(self, store_id, versions)
 
+    def lose(self, lost: list[tuple[bytes, bytes]]) -> None:
+        """State that versions (store, version) are not whole on this home any more."""
+        placements.lose(self, lost)
+
+    def regain(self, store_id: bytes, version_id: bytes) -> None:
+        """State that a version held by the entry is whole here again."""
+        placements.regain(self, store_id, version_id)
+
+    def versions_lost(self) -> list[tuple[bytes, bytes]]:
+        """(store, version) of versions held by the entry that are not whole here."""
+        return placements.versions_lost(self)
+
+    def versions_with_chunks(self, chunk_ids: set[bytes]) -> dict[bytes, set[tuple[bytes, bytes]]]:
+        """Chunk id -> versions placed on this home that list it; reads every page."""
+        return placements.versions_with_chunks(self, chunk_ids)
+
     def copies_missing(self) -> list[tuple[bytes, bytes, str]]:
         """(store, version, member) that own DataStores still need."""
         return placements.copies_missing(self)

@@ -314,6 +314,16 @@ class Facts:
         )  # fmt: skip
         return [str(domain) for (domain,) in rows]
 
+    def partial_holders(self, store_id: bytes, version_id: bytes) -> list[str]:
+        """The writer while it states that something of the version is missing there: no copy, but readable in part."""
+        rows = self._all(
+            "SELECT v.writer FROM versions v JOIN holding_exceptions x USING (feed_id, version_id)"
+            " JOIN members m ON m.domain = v.writer AND NOT m.removed"
+            " WHERE v.feed_id = ? AND v.version_id = ? AND x.domain = v.writer",
+            store_id, version_id,
+        )  # fmt: skip
+        return [str(domain) for (domain,) in rows]
+
     def holders_of_entry(self, store_id: bytes, position: feed_pb2.Position) -> list[str]:
         """Who holds an entry: the owner, and every host whose statement reaches it."""
         rows = self._all(

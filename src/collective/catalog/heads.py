@@ -50,6 +50,10 @@ class FolderHeadKeeper:
                 found.append(feed_pb2.Position.FromString((folder / feed_id.hex()).read_bytes()))
             except (FileNotFoundError, DecodeError):
                 continue  # never written there, or torn: the other folders know
+            except OSError as error:
+                raise Misconfigured(
+                    f"the head of a feed cannot be read: {error.strerror}", f"look at {folder} and at its disk"
+                ) from error
         return max(found, key=lambda position: (position.epoch_number, position.seq), default=None)
 
 

@@ -124,18 +124,26 @@ class Ledger(Applier):
             return []
         return super().entries_after(feed_id, seq, max_bytes=max_bytes, max_entries=max_entries)
 
+    def own_heads(self) -> dict[bytes, feed_pb2.Position]:
+        """Feed id -> head, of the feeds that this home writes and that are not in doubt."""
+        return {feed.feed_id: feed.head.position() for feed in self._own_feeds() if feed.feed_id not in self._doubtful}
+
+    def hear_head(self, feed_id: bytes, kept: feed_pb2.Position) -> bool:
+        """Take in what a disk of this home keeps as the head of an own feed; True when that puts the feed in doubt."""
+        with self._lock:
+            feed = self._feed(feed_id)
+            if feed is None or not _is_past(kept, feed.head.position()):
+                return False
+            if feed_id not in self._doubtful:
+                self._doubtful.add(feed_id)
+                self.observer.event("catalog.doubt", feed=feed_id.hex(), here=feed.head.seq, kept=kept.seq)
+            return True
+
     def _find_doubt(self) -> None:
         for feed in self._own_feeds():
-            kept = self._heads.newest(feed.feed_id)
             self._announced[feed.feed_id] = feed.head.seq
-            if kept is None:
-                continue
-            here = feed.head
-            if (kept.epoch_number, kept.seq) > (here.epoch_number, here.seq) or (
-                kept.seq == here.seq and kept.hash != here.hash
-            ):
-                self._doubtful.add(feed.feed_id)
-                self.observer.event("catalog.doubt", feed=feed.feed_id.hex(), here=here.seq, kept=kept.seq)
+            if (kept := self._heads.newest(feed.feed_id)) is not None:
+                self.hear_head(feed.feed_id, kept)
 
     def _own_feeds(self) -> list[Feed]:
         feeds = [
@@ -283,3 +291,9 @@ class Ledger(Applier):
             )
             connection.execute("UPDATE feeds SET forked = 1 WHERE feed_id = ?", (entry.header.feed_id,))
         self.observer.event("catalog.fork", feed=entry.header.feed_id.hex(), seq=entry.header.seq)
+
+
+def _is_past(kept: feed_pb2.Position, here: feed_pb2.Position) -> bool:
+    """Whether a kept head is above the database's, or another entry at the same place."""
+    above = (kept.epoch_number, kept.seq) > (here.epoch_number, here.seq)
+    return above or (kept.seq == here.seq and kept.hash != here.hash)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from collective.cli.old_addresses import full_address
 from collective.cli.words import home_of, json_option, print_json, start
 from collective.core.sizes import format_size
 from collective.daemon.client import ping_member
@@ -86,10 +87,12 @@ def _store_line(store: dict[str, Any]) -> str:
 @click.pass_context
 def ping(context: click.Context, member: str, count: int, as_json: bool) -> None:
     """Reach another member's coordinator (bob.media.collective or bob@media.collective)."""
+    home = home_of(context)
+    whom = full_address(home, member)
     times = []
     for _ in range(count):
         began = time.monotonic()
-        address = start(ping_member(home_of(context), member, SystemClock()))
+        address = start(ping_member(home, whom, SystemClock()))
         times.append((time.monotonic() - began) * 1000)
         if not as_json:
             click.echo(f"{address} answered in {times[-1]:.1f} ms (with connecting)")

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from google.protobuf.message import Message
 
 from collective.core.clock import Clock
-from collective.core.errors import Misconfigured, Unreachable
+from collective.core.errors import Unreachable
 from collective.core.observe import SILENT
 from collective.daemon.coordinator import Parts, assemble
 from collective.daemon.home import Home
@@ -81,11 +81,7 @@ class _Local:
 @contextlib.asynccontextmanager
 async def open_control(home: Home, clock: Clock, *, need_running: bool = False) -> AsyncIterator[Control]:
     """The way to this home. Raises: Misconfigured (no home), Unreachable (`need_running` and none runs)."""
-    if not home.identity.is_dir():
-        raise Misconfigured(
-            f"there is no home at {home.path}",
-            "make one with `collective federation init` or `federation join`, or name it with --home",
-        )
+    home.check()
     if home.socket.exists():
         channel = LocalChannel(home.socket)
         try:
@@ -102,6 +98,7 @@ async def open_control(home: Home, clock: Clock, *, need_running: bool = False) 
     with home.locked():
         parts = assemble(home, clock, SILENT)
         try:
+            await parts.hear_separate_nodes()
             yield _Local(parts)
         finally:
             await parts.close()

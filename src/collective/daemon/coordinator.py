@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -22,7 +25,7 @@ from collective.daemon.supervise import NodeChild
 from collective.daemon.tending import Tending, pledge
 from collective.daemon.writing import Writing, join_writing
 from collective.health import StatusDesk, status_rows
-from collective.identity import Level, TrustStore, load_certificate
+from collective.identity import TrustStore, load_certificate
 from collective.net.channels import Channels
 from collective.net.endpoints import parse_host_port
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
@@ -32,18 +35,26 @@ from collective.transfer.commands import CommandDesk, control_rows
 from collective.transfer.commits import PathDesk, path_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
+from collective.transfer.holders import LanePool
+from collective.transfer.node_heads import NodeHeads, compare_heads
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser
+from collective.transfer.refetch import Refetcher
+from collective.transfer.relay import RelayDesk, relay_handlers, relay_rows
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_changes import change_rows
+from collective.transfer.shown import NodePolicy
 from collective.transfer.sync import EntryServer, PeerSync, SyncParts
+from collective.transfer.tickets import RpcTicketProvider
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
 
 NODE_START_SECONDS = 20.0
+HEARING_SECONDS = 6.0
+CARRIED_NODE = "node-01"
 STOP_GRACE_SECONDS = 2.0
 DIAL_TIMEOUT_SECONDS = 5.0
 
@@ -82,18 +93,36 @@ class Parts:
     endpoints: list[feed_pb2.Endpoint]
     choose_members: ChooseMembers
     writing: Writing
+    relay: RelayDesk
+    refetch: Refetcher
+    dial: Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
 
     def refresh_trust(self) -> None:
         """Tell the trust store who is a member now."""
-        for member in self.catalog.members():
-            if member.removed:
-                self.trust.remove_member(member.domain)
-            else:
-                self.trust.add_member(member.ca_certificate)
+        self.trust.set_roster(
+            (member.domain, member.ca_certificate, member.removed) for member in self.catalog.members()
+        )
+
+    async def hear_separate_nodes(self) -> None:
+        """Ask the nodes on the card, where they were last, for the heads they keep; before anything is signed."""
+        own = next((member for member in self.catalog.members() if member.domain == self.household.member_domain), None)
+        cards = own.card.nodes if own is not None and own.card is not None else ()
+        nodes = NodeDirectory(self.dial, self.observer)
+        for card in cards:
+            if card.address.partition("@")[0] != CARRIED_NODE:
+                nodes.register(
+                    control_pb2.RegisterNodeRequest(federated_address=card.address, endpoints=card.endpoints)
+                )
+        with contextlib.suppress(TimeoutError):  # a node that is away holds up the start no longer than this
+            async with asyncio.timeout(HEARING_SECONDS):
+                await compare_heads(self.catalog, nodes, self.observer)
+        await nodes.close()
 
     async def close(self) -> None:
         await self.writing.close()
         await self.channels.close()
+        await self.relay.close()
+        await self.refetch.close()
         await self.nodes.close()
         self.writer.close()
         self.catalog.close()
@@ -104,7 +133,8 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     config = home.config()
     household = open_household(home.identity)
     root = load_certificate(home.identity / "root-ca.crt")
-    catalog = home.catalog_opener(clock, observer)(household, root)
+    heads = NodeHeads(home.head_keeper(settings.storage_path if settings else ""), observer)
+    catalog = home.catalog_opener(clock, observer, heads=heads)(household, root)
     own = household.coordinator.identity
     trust = TrustStore(root, own.member_domain)
     trust.set_peers(config.federation.trusted_domains)
@@ -117,20 +147,16 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         for endpoint in config.network.endpoints
     ]
 
-    async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
-        host, port = parse_host_port(lane_address)
+    async def dial(address: FederatedAddress, place: str) -> LaneConnection:
+        host, port = parse_host_port(place)
         return await connect_lane(
-            host,
-            port,
-            credentials=household.coordinator,
-            trust=trust,
-            clock=clock,
-            expected=address,
-            level=Level.LOCAL,
+            host, port, credentials=household.coordinator, trust=trust, clock=clock, expected=address,
             timeout_seconds=DIAL_TIMEOUT_SECONDS,
-        )
+        )  # fmt: skip
 
     nodes = NodeDirectory(dial, observer)
+    carried = settings is not None and settings.storage_bytes and Path(settings.storage_path).is_dir()
+    heads.attach(nodes, frozenset({f"{CARRIED_NODE}@{own.member_domain}"} if carried else ()))
     tickets = TicketOffice(own.member_domain, household.keys.signing_key, clock)
     parts: Parts
 
@@ -174,7 +200,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         own_address=own.address,
         introduction=introduction,
         signing_certificate=household.keys.signing_certificate,
+        endpoints=endpoints,
     )
+    policy = NodePolicy(own.member_domain, household.keys.signing_key.public_key(), tickets.policy_epoch)
+    relay = RelayDesk(nodes, LanePool(dial, clock), policy, clock)
     choose_members = member_chooser(catalog, nodes, own.member_domain)
     commands = CommandDesk(catalog, bell, clock, own.address, writer)
     sync = PeerSync(
@@ -192,6 +221,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         ),
         Random(),
     )
+    refetch = Refetcher(
+        catalog, nodes, tickets, RpcTicketProvider(channels, book), LanePool(dial, clock), bell, clock, observer,
+        own.member_domain, writer,
+    )  # fmt: skip
     copies = CopyMaker(catalog, nodes, book, channels, observer, own.member_domain)
     writing = join_writing(
         catalog=catalog,
@@ -218,9 +251,12 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         write=writer,
         after_change=after_change,
     )
-    status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints)
+    status = StatusDesk(
+        catalog, nodes, sync, copies, refetch, clock, own, lambda: endpoints, lambda: relay.relayed_bytes
+    )
     rows = [
         *federation_rows(federation),
+        *relay_rows(relay),
         *membership_rows(federation),
         *control_rows(commands),
         *change_rows(writing.submit, writing.numbers),
@@ -230,7 +266,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     ]
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members, writing,
+        observer, endpoints, choose_members, writing, relay, refetch, dial,
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -248,11 +284,12 @@ async def run_coordinator(
         lane = LaneServer(
             parts.household.coordinator,
             parts.trust,
-            parts.writing.handlers(),
+            {**parts.writing.handlers(), **relay_handlers(parts.relay)},
             clock=clock,
             observer=observer,
         )
         try:
+            await parts.hear_separate_nodes()
             grpc_port = await server.start(settings.listen)
             lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
@@ -281,12 +318,12 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
                 )
             await parts.nodes.refresh()
         tending = _tending(parts, settings)
-        await tending.make_datastores(parts.config.datastores)
-        await tending.update_card()
+        await tending.begin(parts.config.datastores)
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
         tasks.append(group.create_task(tending.every_change(), name="background"))
         tasks.append(group.create_task(tending.make_copies(), name="copies"))
         tasks.append(group.create_task(parts.writing.run(), name="writing"))
+        tasks.append(group.create_task(tending.make_whole(), name="refetch"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
         await parts.writing.leases.close()  # mounts hand in what they have while the node still runs
@@ -306,6 +343,7 @@ def _tending(parts: Parts, settings: CoordinatorSettings) -> Tending:
         household=parts.household,
         nodes=parts.nodes,
         copies=parts.copies,
+        refetch=parts.refetch,
         choose_members=parts.choose_members,
         endpoints=parts.endpoints,
         writer=parts.writer,

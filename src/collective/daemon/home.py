@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from cryptography import x509
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from collective.admission import Household
-from collective.catalog import Catalog, FolderHeadKeeper
+from collective.catalog import Catalog, FolderHeadKeeper, HeadKeeper
 from collective.core.clock import Clock
 from collective.core.errors import Conflict, Misconfigured
 from collective.core.observe import SILENT, Observer
@@ -26,6 +27,7 @@ from collective.wire import feed_pb2
 
 __all__ = ["Home"]
 
+LAST_FILE = "coord.crt"  # a folder is a home when its identity has this
 LOCK_WAIT_SECONDS = 5.0  # a command holds the lock for well under a second
 LOCK_POLL_SECONDS = 0.05
 
@@ -81,6 +83,52 @@ class Home:
         """Where the coordinator's own node keeps its chunks."""
         return Path(named or self.config().coordinator.storage_path or self.path / "storage")
 
+    def check(self) -> None:
+        """Raises: Misconfigured when no component was ever set up here."""
+        if not (self.identity / LAST_FILE).exists():
+            raise Misconfigured(
+                f"there is no home at {self.path}",
+                "make one with `collective federation init` or `federation join`, or name it with --home",
+            )
+
+    @contextlib.contextmanager
+    def being_made(self) -> Iterator[Home]:
+        """A home inside this one that takes its place when the block ends well; until then there is none.
+
+        What an interrupted attempt left is made anew; what `join --request` keeps here is taken along. Raises:
+        Misconfigured when this is a home already.
+        """
+        ensure_private_directory(self.path)
+        with self.locked():
+            if (self.identity / LAST_FILE).exists():
+                raise Misconfigured(f"{self.path} is the home of a member already", "choose another one with --home")
+            unfinished = Home(self.path / "unfinished")
+            shutil.rmtree(unfinished.path, ignore_errors=True)
+            ensure_private_directory(unfinished.path)
+            ensure_private_directory(unfinished.identity)
+            if self.identity.exists():
+                shutil.copytree(self.identity, unfinished.identity, dirs_exist_ok=True)
+            try:
+                yield unfinished
+            except BaseException:
+                shutil.rmtree(unfinished.path, ignore_errors=True)
+                raise
+            self._take_over(unfinished)
+
+    def _take_over(self, unfinished: Home) -> None:
+        """Move everything to its place; the file that makes a home of it comes last, and all is synced before."""
+        ensure_private_directory(self.identity)
+        shutil.rmtree(self.heads, ignore_errors=True)
+        for path in unfinished.path.iterdir():
+            if path != unfinished.identity:
+                path.replace(self.path / path.name)
+        for path in sorted(unfinished.identity.iterdir(), key=lambda path: path.name == LAST_FILE):
+            if path.name == LAST_FILE:
+                os.sync()
+            path.replace(self.identity / path.name)
+        os.sync()
+        shutil.rmtree(unfinished.path)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the home for writing its feeds. Raises: Conflict while another process does."""
@@ -102,13 +150,17 @@ class Home:
         finally:
             os.close(descriptor)
 
-    def head_folders(self) -> list[Path]:
-        """Folders of this machine that keep the signed heads: the home's own and its embedded node's disk."""
-        storage = self.storage_path()
-        return [self.heads, storage / "heads"] if storage.is_dir() else [self.heads]
+    def head_keeper(self, storage_path: str = "") -> FolderHeadKeeper:
+        """Keeps the signed heads in folders of this machine: the home's own and, when it is there, its node's disk."""
+        storage = self.storage_path(storage_path)
+        return FolderHeadKeeper([self.heads, storage / "heads"] if storage.is_dir() else [self.heads])
 
     def catalog_opener(
-        self, clock: Clock, observer: Observer = SILENT, federation_domain: str = ""
+        self,
+        clock: Clock,
+        observer: Observer = SILENT,
+        federation_domain: str = "",
+        heads: HeadKeeper | None = None,
     ) -> Callable[[Household, x509.Certificate], Catalog]:
         """How this home's catalogue is opened for writing; the lock must be held."""
 
@@ -118,7 +170,7 @@ class Home:
                 federation_domain=federation_domain or household.coordinator.identity.federation_domain,
                 root_certificate=root,
                 own=household.keys,
-                heads=FolderHeadKeeper(self.head_folders()),
+                heads=heads or self.head_keeper(),
                 clock=clock,
                 observer=observer,
                 choose_hosts=choose_hosts,

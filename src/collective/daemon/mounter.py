@@ -106,6 +106,7 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
         if not record.exists():
             tell(json.dumps({"message": error.message, "hint": error.hint}))
 
+    home.check()
     home.mounts.mkdir(mode=0o700, exist_ok=True)
     record = home.mounts / f"{os.getpid()}.json"
     try:
@@ -189,8 +190,8 @@ async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
 
 def mount_in_background(home: Home, options: MountOptions) -> None:
     """Start the mount process and return when the mount is there. Raises: Misconfigured with the reason why not."""
+    home.check()
     reading, writing = os.pipe()
-    home.path.mkdir(mode=0o700, exist_ok=True)
     arguments = [
         *(sys.executable, "-m", "collective.cli.main", "--home", str(home.path), "mount", str(options.directory)),
         *("--foreground", "--ready-descriptor", str(writing)),

@@ -22,6 +22,7 @@ __all__ = [
     "SystemClock",
     "Writer",
     "die_with_parent",
+    "first_error",
     "raise_memory_thresholds",
     "ready",
     "run",

@@ -14,6 +14,7 @@ from collective.health.finding import Finding
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.nodes import NodeDirectory, NodeRecord
+from collective.transfer.refetch import Refetcher
 from collective.transfer.repair import CopyMaker
 from collective.transfer.sync import PeerSync
 from collective.wire import control_pb2, feed_pb2
@@ -31,9 +32,11 @@ class StatusDesk:
     nodes: NodeDirectory
     sync: PeerSync
     copies: CopyMaker
+    refetch: Refetcher
     clock: Clock
     own: PeerIdentity
     endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
+    relayed_bytes: Callable[[], int]
 
     @property
     def changes(self) -> ChangesReport:
@@ -61,6 +64,7 @@ class StatusDesk:
             "address": str(self.own.address),
             "federation": self.own.federation_domain,
             "nodes": [self._node(node) for node in self.nodes.all()],
+            "relayed_bytes": self.relayed_bytes(),
             "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
             "pending": self.changes.pending(),
@@ -159,6 +163,18 @@ class StatusDesk:
                     "warning",
                     f"{store.path.decode(errors='replace')}: {below} files have fewer than {store.replicas} copies",
                     reasons or "copies are being made; add a member with room if this stays",
+                )
+
+        if lost := self.catalog.versions_lost():
+            reasons = "; ".join(sorted({self.refetch.reasons.get(version, "") for _, version in lost} - {""}))
+            whole = sum(1 for version in lost if self.catalog.holders(*version))
+            if whole:
+                yield Finding("warning", f"{whole} files are being made whole from other copies", reasons)
+            if whole < len(lost):
+                yield Finding(
+                    "error",
+                    f"{len(lost) - whole} files cannot be read whole: a chunk is broken and no other copy is known",
+                    "put them again from where they came; what is left of them is still readable",
                 )
 
     def _peer_findings(self) -> Iterable[Finding]:

@@ -6,7 +6,7 @@ first whether the caller may. Absent and forbidden are answered alike.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.copies import CopyDesk
 from collective.transfer.nodes import NodeDirectory, TicketOffice
-from collective.transfer.peers import PeerBook
+from collective.transfer.peers import PeerBook, ordered
 from collective.transfer.sync import EntryServer, introduce
 from collective.wire import control_pb2, feed_pb2
 
@@ -56,6 +56,7 @@ class FederationDesk:
     own_address: FederatedAddress
     introduction: Callable[[], control_pb2.PeerConnectRequest]
     signing_certificate: x509.Certificate
+    endpoints: Sequence[feed_pb2.Endpoint]
 
     async def peer_connect(
         self, caller: Caller, request: control_pb2.PeerConnectRequest
@@ -86,12 +87,20 @@ class FederationDesk:
         layout = self._readable_layout(identity, request.store_id, request.version_id)
         signed, expires = self.tickets.read(identity.member_domain, layout.layout_hash)
         reply = control_pb2.OpenVersionReply(
-            layout=layout, signed_ticket=signed, nodes=self.nodes.locations(), expires_milliseconds=expires
+            layout=layout, signed_ticket=signed, nodes=self._locations(), expires_milliseconds=expires
         )
         if request.with_pages:
             reply.pages.extend(self._pages(layout.pages[:INLINE_PAGES]))
             reply.key_pages.extend(self._pages(layout.key_pages[:INLINE_PAGES]))
         return reply
+
+    def _locations(self) -> list[control_pb2.NodeLocation]:
+        """Our nodes, and this coordinator last: its lane passes on what a node's lane cannot be reached for."""
+        nodes = self.nodes.locations()
+        lanes = [endpoint.lane for endpoint in ordered(self.endpoints) if endpoint.lane]
+        if nodes and lanes:
+            nodes.append(control_pb2.NodeLocation(address=str(self.own_address), lane_addresses=lanes))
+        return nodes
 
     async def fetch_pages(self, caller: Caller, request: control_pb2.FetchPagesRequest) -> control_pb2.FetchPagesReply:
         layout = self._readable_layout(caller_identity(caller), request.store_id, request.version_id)
@@ -118,7 +127,7 @@ class FederationDesk:
         identity = caller_identity(caller)
         if parse_address(request.federated_address) != identity.address:
             raise Refused(f"{identity.address} registers as {request.federated_address}")
-        self.nodes.register(request)
+        self.nodes.register(request, self.endpoints)
         return control_pb2.RegisterNodeReply(
             signing_certificate=self.signing_certificate.public_bytes(Encoding.DER),
             policy_epoch=self.tickets.policy_epoch,
@@ -130,7 +139,8 @@ class FederationDesk:
         if not verdict.allowed:
             self.observer.event("access.refused", caller=str(identity.address), right="READ", reason=verdict.reason)
             raise NotFound("no such version here for you")
-        if self.own_address.domain not in self.catalog.holders(store_id, version_id):
+        here = [*self.catalog.holders(store_id, version_id), *self.catalog.partial_holders(store_id, version_id)]
+        if self.own_address.domain not in here:
             raise NotFound("no such version here for you")
         return self.catalog.layout(store_id, version_id)
 

@@ -504,6 +504,76 @@ class PingReply(_message.Message):
 Global___PingReply: _TypeAlias = PingReply  # noqa: Y015
 
 @_typing.final
+class ReadSegmentsRequest(_message.Message):
+    """What a reader shows a node in three calls on the lane, in one: each call stands for itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNED_TICKET_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    PAGE_INDEX_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEGMENT_FIELD_NUMBER: _builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
+    WITH_HASHES_FIELD_NUMBER: _builtins.int
+    signed_ticket: _builtins.bytes
+    page_index: _builtins.int
+    page: _builtins.bytes
+    """the public page that lists the chunk"""
+    chunk_id: _builtins.bytes
+    first_segment: _builtins.int
+    segment_count: _builtins.int
+    with_hashes: _builtins.bool
+    @_builtins.property
+    def layout(self) -> _feed_pb2.Layout:
+        """what the ticket's layout hash covers; other fields are ignored"""
+
+    def __init__(
+        self,
+        *,
+        signed_ticket: _builtins.bytes = ...,
+        layout: _feed_pb2.Layout | None = ...,
+        page_index: _builtins.int = ...,
+        page: _builtins.bytes = ...,
+        chunk_id: _builtins.bytes = ...,
+        first_segment: _builtins.int = ...,
+        segment_count: _builtins.int = ...,
+        with_hashes: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "first_segment", b"first_segment", "layout", b"layout", "page", b"page", "page_index", b"page_index", "segment_count", b"segment_count", "signed_ticket", b"signed_ticket", "with_hashes", b"with_hashes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSegmentsRequest: _TypeAlias = ReadSegmentsRequest  # noqa: Y015
+
+@_typing.final
+class ReadSegmentsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASHES_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    hashes: _builtins.bytes
+    """in the first message, when asked for: the chunk's hash list"""
+    sealed: _builtins.bytes
+    """up to 1 MiB of whole segments, in order"""
+    def __init__(
+        self,
+        *,
+        hashes: _builtins.bytes = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSegmentsReply: _TypeAlias = ReadSegmentsReply  # noqa: Y015
+
+@_typing.final
 class RegisterNodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -81,6 +81,11 @@ class FederationStub:
                 request_serializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.FromString,
                 _registered_method=True)
+        self.ReadSegments = channel.unary_stream(
+                '/collective.v1.Federation/ReadSegments',
+                request_serializer=collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.ReadSegmentsReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -147,6 +152,13 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSegments(self, request, context):
+        """Sealed segments of one chunk, where no lane of this member can be dialled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -194,6 +206,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.LeaseNumbers,
                     request_deserializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.FromString,
                     response_serializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.SerializeToString,
+            ),
+            'ReadSegments': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSegments,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.ReadSegmentsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -440,6 +457,33 @@ class Federation:
             '/collective.v1.Federation/LeaseNumbers',
             collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.SerializeToString,
             collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSegments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/collective.v1.Federation/ReadSegments',
+            collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.ReadSegmentsReply.FromString,
             options,
             channel_credentials,
             insecure,

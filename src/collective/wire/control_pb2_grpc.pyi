@@ -51,6 +51,8 @@ class FederationStub:
     """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
     LeaseNumbers: _grpc.UnaryUnaryMultiCallable[_submit_pb2.LeaseNumbersRequest, _submit_pb2.LeaseNumbersReply]
     """Inode numbers in such a DataStore for the caller's member to give out."""
+    ReadSegments: _grpc.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]
+    """Sealed segments of one chunk, where no lane of this member can be dialled."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -72,6 +74,8 @@ class FederationAsyncStub(FederationStub):
     """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
     LeaseNumbers: _aio.UnaryUnaryMultiCallable[_submit_pb2.LeaseNumbersRequest, _submit_pb2.LeaseNumbersReply]  # type: ignore[assignment]
     """Inode numbers in such a DataStore for the caller's member to give out."""
+    ReadSegments: _aio.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]  # type: ignore[assignment]
+    """Sealed segments of one chunk, where no lane of this member can be dialled."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     """What other members (and own components) ask."""
@@ -144,6 +148,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_submit_pb2.LeaseNumbersReply, _abc.Awaitable[_submit_pb2.LeaseNumbersReply]]:
         """Inode numbers in such a DataStore for the caller's member to give out."""
+
+    @_abc_1.abstractmethod
+    def ReadSegments(
+        self,
+        request: _control_pb2.ReadSegmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ReadSegmentsReply], _abc.AsyncIterator[_control_pb2.ReadSegmentsReply]]:
+        """Sealed segments of one chunk, where no lane of this member can be dialled."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
