@@ -184,10 +184,11 @@ def test_ffmpeg(folder: Path) -> None:
     [("randwrite", "4k", "--fsync=16"), ("write", "1m", "--end_fsync=1"), ("randrw", "16k", "--ioengine=mmap")],
     ids=lambda pattern: pattern[0],
 )
-def test_fio(folder: Path, pattern: tuple[str, str, str]) -> None:
+def test_fio(folder: Path, tmp_path: Path, pattern: tuple[str, str, str]) -> None:
     """Random and sequential writes, through mmap too, all verified by reading back."""
     kind, block, more = pattern
     run(
         "fio", "--name=job", f"--directory={folder}", f"--rw={kind}", f"--bs={block}", "--size=24m", "--io_size=24m",
         "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randseed=7", "--group_reporting", more,
+        cwd=tmp_path,  # where it leaves its state
     )  # fmt: skip
