@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -73,6 +74,10 @@ class MemoryCommitter:
         self.desk.check()
         await asyncio.sleep(0)
         self.desk.check()
+        for staged in operations:  # a directory made under a lease is its maker's too
+            create = staged.operation.create
+            if stat.S_ISDIR(create.mode) and self.desk.holders.get((store_id, create.parent)) is self:
+                self.desk.holders[store_id, create.inode] = self
         outcomes, _ = commit_operations(
             self.desk.catalog, store_id, operations, actor_domain=ALICE, now=self.desk.catalog.clock.wall(), exact=exact
         )
@@ -93,7 +98,6 @@ class MemoryCommitter:
         async with self.desk.locks.setdefault(key, asyncio.Lock()):
             holder = self.desk.holders.get(key)
             if holder is not None and holder is not self:
-                del self.desk.holders[key]
                 assert holder._give_up is not None
                 await holder._give_up(store_id, inode)
             self.desk.holders[key] = self
@@ -137,10 +141,12 @@ class MemoryCommitter:
         return Space(1 << 40, 1 << 39)
 
 
-def make_home(folder: Path, *paths: bytes) -> TestFederation:
-    """Alice's home with DataStores at `paths`, its catalogue open."""
+def make_home(folder: Path, *paths: bytes, others: Sequence[str] = ()) -> TestFederation:
+    """Alice's home with DataStores at `paths`, and other members; the catalogues open."""
     federation = TestFederation(folder)
     catalog = federation.add("alice")
+    for name in others:
+        federation.add(name)
     for path in paths:
         catalog.create_datastore(path, feed_pb2.MEDIA, 1, {})
     federation.sync()
@@ -210,7 +216,12 @@ class Mount:
 
 @asynccontextmanager
 async def mount_in_memory(
-    desk: Desk, names: Reader, journals: Path, observer: Observer = SILENT, committer: MemoryCommitter | None = None
+    desk: Desk,
+    names: Reader,
+    journals: Path,
+    observer: Observer = SILENT,
+    committer: MemoryCommitter | None = None,
+    domain: str = ALICE,
 ) -> AsyncIterator[Mount]:
     """A file system over the home; its journal lies in `journals`, and is taken up again by the next one there."""
     journals.mkdir(exist_ok=True)
@@ -218,7 +229,7 @@ async def mount_in_memory(
     journal = await folder.open()
     committer = committer or MemoryCommitter(desk)
     clock = RealClock()
-    writer = Writer(committer, journal, Author(ALICE, f"client@{ALICE}"), clock)
+    writer = Writer(committer, journal, Author(domain, f"client@{domain}"), clock)
     try:
         async with (
             ContentReader(desk.open_source, MountSettings(journals), observer) as reader,

@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 from home_in_memory import ALICE, FolderContents, MemoryCommitter, RealClock, desk_of, make_home
 from support.catalogs import TestFederation
 

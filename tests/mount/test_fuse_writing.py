@@ -76,7 +76,8 @@ class Server:
 async def serving(folder: Path, *words: str) -> AsyncIterator[Server]:
     """A home, mounted until the end of the block."""
     command = (sys.executable, str(HERE / "serve_home.py"), str(folder), *words)
-    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parents[1] / 'src'}:{HERE.parent}"}
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
     server = Server(child)
     try:
         await server.ready()

@@ -21,7 +21,7 @@ class Source:
     def __init__(self) -> None:
         self.session = 1
         self.valid_until = 100.0
-        self.answers: list[float | None | Exception] = [3.0]
+        self.answers: list[float | Exception | None] = [3.0]
         self.asked: list[tuple[bytes, int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -88,7 +88,9 @@ async def test_all_are_held_at_one_moment(leases: Leases, source: Source) -> Non
     assert len(source.asked) == 2, "a held lease is not asked for again"
 
 
-async def test_a_lease_ends_with_its_session_and_with_the_renewals(leases: Leases, source: Source, clock: Clock) -> None:
+async def test_a_lease_ends_with_its_session_and_with_the_renewals(
+    leases: Leases, source: Source, clock: Clock
+) -> None:
     await leases.acquire((KEY,))
     clock.now = 99.9
     assert leases.holds((KEY,))

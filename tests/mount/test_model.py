@@ -1,8 +1,8 @@
 """The mounted tree behaves as a local directory does, whatever is done in whatever order.
 
-One machine does the same to a local directory and to a mount without a kernel (real catalogue, real journal, contents in
-memory) and compares every answer, then everything there is. What a kernel does before it asks (walking paths, checking
-that a rename's directories are not each other's ancestors) is done here the same way.
+One machine does the same to a local directory and to a mount without a kernel (real catalogue, real journal, contents
+in memory) and compares every answer, then everything there is. What a kernel does before it asks (walking paths,
+checking that a rename's directories are not each other's ancestors) is done here the same way.
 
     COLLECTIVE_MODEL_OPERATIONS=100000 bin/test tests/mount/test_model.py     the long run
 """
@@ -137,7 +137,9 @@ class FileSystemModel(RuleBasedStateMachine):
             got = error
         if failed is not None:
             assert isinstance(got, OSError), f"did, but {errno.errorcode[failed]} was due"
-            assert got.errno == failed, f"{errno.errorcode[got.errno or 0]} ({got}), but {errno.errorcode[failed]} was due"
+            assert got.errno == failed, (
+                f"{errno.errorcode[got.errno or 0]} ({got}), but {errno.errorcode[failed]} was due"
+            )
             return None
         if isinstance(got, OSError):
             raise AssertionError("failed, but should have done") from got

@@ -75,6 +75,10 @@ class Overlay:
         """Operations that are not settled."""
         return len(self._touched)
 
+    def overrides(self, ino: int) -> bool:
+        """Whether an inode is shown as changes that are not settled left it."""
+        return ino in self._nodes
+
     # ------------------------------------------------------------ changing
 
     def apply(self, seq: int, store: DataStore, operation: feed_pb2.TreeOperation, time_ns: int) -> str:

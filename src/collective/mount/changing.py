@@ -1,69 +1,30 @@
-"""Changes of names and attributes: checked against what this mount shows, journalled, shown.
+"""Changes of names and attributes: checked against what this mount shows, then done (mount/commit).
 
-Theory: a change in a DataStore of this home is made from memory while the leases of the directories it touches are
-held: `plan` looks, the journal gets one record, the view shows it, with no `await` in between. Without a lease, and
-where exclusiveness is asked in another member's DataStore, the coordinator is asked for that one change and answers
-when it is done. Everything else in another member's DataStore is journalled at once and settled by its owner later.
-
-    DataStore of    change                                       goes
-    this home       names                                        under leases, else as one exact call
-    this home       attributes                                   journal
-    another member  create, mkdir, link, symlink, no-replace     exact call; its owner away: journal
-    another member  all else                                     journal
+Each method plans: looks, refuses as Linux does, makes the operation. A plan may run again, when a lease was lost or the
+journal was full; what it says last is what is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from collective.catalog.models import DataStore, Node
-from collective.core.errors import Full, NotFound, Unreachable
-from collective.mount.lease import DirectoryKey, Leases, until_reachable
+from collective.core.errors import NotFound
+from collective.mount.commit import Commits, ExactSubmit, Planned, Recorder
+from collective.mount.lease import DirectoryKey, Leases
 from collective.mount.numbers import InodeNumbers
 from collective.mount.operations import RENAME_EXCHANGE, RENAME_NO_REPLACE, AttributeChange, NewInode, OperationMaker
 from collective.mount.view import TreeView
-from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["Recorder", "TreeChanges"]
+__all__ = ["TreeChanges"]
 
 MAXIMUM_NAME_BYTES = 255
 MAXIMUM_TARGET_BYTES = 4095
 SHOWN_POLL_SECONDS = 0.01  # between two looks whether an exact change is in the database
-
-Planned = tuple[feed_pb2.TreeOperation, bool] | None
-"""The operation, and whether it makes, moves or removes a directory; None: there is nothing to do."""
-
-Plan = Callable[[], Planned]
-
-
-class Recorder(Protocol):
-    """The journal as this module needs it."""
-
-    def record(self, store: DataStore, operation: feed_pb2.TreeOperation, *, of_directory: bool) -> None:
-        """One record, kept by the operating system when this returns, and shown by the view from then on.
-
-        Raises: Full; then nothing was recorded.
-        """
-        ...
-
-    async def room(self) -> None:
-        """Return when the journal takes another record. Raises: Full."""
-        ...
-
-    async def before(self, store_id: bytes, operation: feed_pb2.TreeOperation, *, of_directory: bool) -> None:
-        """Return when nothing that is on its way concerns what the operation names. Raises: Unreachable."""
-        ...
-
-
-class ExactSubmit(Protocol):
-    async def submit(
-        self, store_id: bytes, operations: Sequence[submit_pb2.StagedOperation], *, exact: bool
-    ) -> Sequence[submit_pb2.OperationOutcome]: ...
 
 
 class FilesByIno(Protocol):
@@ -98,9 +59,8 @@ class TreeChanges:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._view = view
-        self._recorder = recorder
         self._leases = leases
-        self._committer = committer
+        self._commits = Commits(maker.writer, recorder, leases, committer, sleep)
         self._numbers = numbers
         self._maker = maker
         self._files = files
@@ -127,7 +87,7 @@ class TreeChanges:
 
         ino = parent.ino - parent.number + number
         with self._view.unborn(ino):
-            await self._commit(store, (key,), plan, exclusive=exclusive)
+            await self._commits.commit(store, lambda: (key,), plan, exclusive=exclusive)
         self._leases.book.added(key, name)
         if stat.S_ISDIR(made.mode):
             self._leases.made((store.feed_id, number), key)
@@ -152,7 +112,7 @@ class TreeChanges:
             self._files.close_flushed(ino)
             return self._maker.link(node.number, parent.number, name, self._wall_ns()), False
 
-        await self._commit(store, (key,), plan, exclusive=True)
+        await self._commits.commit(store, lambda: (key,), plan, exclusive=True)
         self._leases.book.added(key, name)
         return self._view.get(ino)
 
@@ -161,35 +121,35 @@ class TreeChanges:
         parent = self._directory(parent_ino)
         store = self._view.writable_store(parent)
         key = (store.feed_id, parent.number)
-
-        node = self._existing(parent_ino, name)
+        removed = parent
 
         def plan() -> Planned:
-            nonlocal node
-            node = self._existing(parent_ino, name)
-            if stat.S_ISDIR(node.mode):
+            nonlocal removed
+            removed = self._existing(parent_ino, name)
+            if stat.S_ISDIR(removed.mode):
                 raise OSError(errno.EISDIR, "a directory")
-            self._losing_name(node)
-            return self._maker.unlink(parent.number, name, node.number, self._wall_ns()), False
+            self._losing_name(removed)
+            return self._maker.unlink(parent.number, name, removed.number, self._wall_ns()), False
 
-        await self._commit(store, (key,), plan)
+        await self._commits.commit(store, lambda: (key,), plan)
         self._leases.book.removed(key, name)
-        self._lost_name(node)
-        return node.ino
+        self._lost_name(removed)
+        return removed.ino
 
     async def rmdir(self, parent_ino: int, name: bytes) -> int:
         """The ino that is gone."""
         parent = self._directory(parent_ino)
         store = self._view.writable_store(parent)
         key = (store.feed_id, parent.number)
-        removed = self._existing(parent_ino, name)
+        removed = parent
 
         def plan() -> Planned:
-            node = self._existing(parent_ino, name)
-            self._check_removable(node, store)
-            return self._maker.unlink(parent.number, name, node.number, self._wall_ns()), True
+            nonlocal removed
+            removed = self._existing(parent_ino, name)
+            self._check_removable(removed, store)
+            return self._maker.unlink(parent.number, name, removed.number, self._wall_ns()), True
 
-        await self._commit(store, (key, (store.feed_id, removed.number)), plan)
+        await self._commits.commit(store, lambda: self._with_replaced((key,), parent_ino, name), plan)
         self._leases.book.removed(key, name)
         return removed.ino
 
@@ -202,10 +162,10 @@ class TreeChanges:
         if self._view.writable_store(parents[1]).feed_id != store.feed_id:
             raise OSError(errno.EXDEV, "a rename stays within its DataStore")
         keys = [(store.feed_id, parent.number) for parent in parents]
-        leased = list(dict.fromkeys(keys))
-        replaced = self._standing(*new)
-        if replaced is not None and stat.S_ISDIR(replaced.mode) and not flags:
-            leased.append((store.feed_id, replaced.number))
+        replaced: Node | None = None
+
+        def leased() -> Sequence[DirectoryKey]:
+            return keys if flags else self._with_replaced(keys, *new)
 
         def plan() -> Planned:
             nonlocal replaced
@@ -223,7 +183,7 @@ class TreeChanges:
             )  # fmt: skip
             return operation, stat.S_ISDIR(node.mode)
 
-        done = await self._commit(store, leased, plan, exclusive=flags == RENAME_NO_REPLACE)
+        done = await self._commits.commit(store, leased, plan, exclusive=flags == RENAME_NO_REPLACE)
         if done is None or flags & RENAME_EXCHANGE:
             return None
         self._leases.book.removed(keys[0], old[1])
@@ -252,7 +212,7 @@ class TreeChanges:
         def plan() -> Planned:
             return self._maker.set_attributes(node.number, asked, self._wall_ns()), stat.S_ISDIR(node.mode)
 
-        await self._commit(store, (), plan)
+        await self._commits.commit(store, tuple, plan)
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes | None) -> None:
         """`value` None removes it. Raises: ENODATA when it is not there."""
@@ -264,7 +224,7 @@ class TreeChanges:
                 raise OSError(errno.ENODATA, "no such attribute")
             return self._maker.set_xattr(node.number, name, value, self._wall_ns()), False
 
-        await self._commit(store, (), plan)
+        await self._commits.commit(store, tuple, plan)
 
     # ------------------------------------------------------------------ looking
 
@@ -297,6 +257,13 @@ class TreeChanges:
         """`node` as it was before."""
         if node.link_count == 1 and not stat.S_ISDIR(node.mode):
             self._files.lost_last_name(node.ino)
+
+    def _with_replaced(self, keys: Sequence[DirectoryKey], parent_ino: int, name: bytes) -> Sequence[DirectoryKey]:
+        """And the directory that has the name, so that it stays empty until it is gone."""
+        standing = self._standing(parent_ino, name)
+        if standing is None or standing.store_id is None or not stat.S_ISDIR(standing.mode):
+            return keys
+        return (*keys, (standing.store_id, standing.number))
 
     def _check_removable(self, node: Node, store: DataStore) -> None:
         """A directory that may go."""
@@ -333,54 +300,6 @@ class TreeChanges:
     def _check_not_below(self, moved: Node, parent_ino: int) -> None:
         if stat.S_ISDIR(moved.mode) and self._view.is_below(parent_ino, moved.ino):
             raise OSError(errno.EINVAL, "a directory cannot be moved below itself")
-
-    # ------------------------------------------------------------------ doing
-
-    async def _commit(
-        self, store: DataStore, keys: Sequence[DirectoryKey], plan: Plan, *, exclusive: bool = False
-    ) -> feed_pb2.TreeOperation | None:
-        """Plan with everything held that makes the plan true, and do it. None when there was nothing to do."""
-        own = store.owner == self._maker.writer
-        while True:
-            if own and keys and not self._leases.holds(keys):
-                if not await until_reachable(lambda: self._leases.acquire(keys), self._sleep):
-                    return await self._exact_until_reachable(store, plan)
-            elif not own and exclusive:
-                try:
-                    return await self._exact(store, plan())
-                except Unreachable:
-                    exclusive = False  # its owner is away: staged, and not exclusive (docs/guide/mount.md)
-            planned = plan()
-            if planned is None:
-                return None
-            try:
-                self._recorder.record(store, planned[0], of_directory=planned[1])
-            except Full:
-                await self._recorder.room()
-                continue
-            return planned[0]
-
-    async def _exact_until_reachable(self, store: DataStore, plan: Plan) -> feed_pb2.TreeOperation | None:
-        planned = plan()
-
-        async def attempt() -> bool:
-            await self._exact(store, planned)
-            return True
-
-        await until_reachable(attempt, self._sleep)
-        return planned[0] if planned is not None else None
-
-    async def _exact(self, store: DataStore, planned: Planned) -> feed_pb2.TreeOperation | None:
-        """Have the coordinator do it now. Raises: OSError when it does not hold any more; Unreachable."""
-        if planned is None:
-            return None
-        operation, of_directory = planned
-        await self._recorder.before(store.feed_id, operation, of_directory=of_directory)
-        staged = submit_pb2.StagedOperation(operation=operation)
-        (outcome,) = await self._committer.submit(store.feed_id, [staged], exact=True)
-        if outcome.outcome in (submit_pb2.MISSED, submit_pb2.REFUSED):
-            raise OSError(outcome.errno or errno.EACCES, outcome.reason or os.strerror(outcome.errno))
-        return operation
 
     async def _shown(self, ino: int) -> Node:
         """The node, once the database shows it: at once, but for a change that another home has just committed."""

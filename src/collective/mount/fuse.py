@@ -59,7 +59,8 @@ async def run_mount(
 ) -> None:
     """Mount and serve until unmounted from outside (returns) or cancelled (unmounts, then raises CancelledError).
 
-    Without a `writer` the mount is read-only; with one `names` must be `WritableNames`. `changes` yields whenever `names.change_counter()` may have grown; without it the counter is asked twice a second.
+    Without a `writer` the mount is read-only; with one `names` must be `WritableNames`. `changes` yields whenever
+    `names.change_counter()` may have grown; without it the counter is asked twice a second.
     `space` tells `df`. `on_ready` is called once the mount answers.
 
     Raises: Misconfigured (mountpoint or FUSE unfit, settings impossible), with what to do.
@@ -75,11 +76,14 @@ async def run_mount(
             else:
                 writing = await stack.enter_async_context(writer.begin(names, reader, open_source, observer))
                 told = ToldNames(writing.view, settings.names_timeout_seconds, writing.certain)
-                files = FileSystem(
-                    writing.view, writing.files, told, now, space, writing.changes, writing.forget
-                )
+                files = FileSystem(writing.view, writing.files, told, now, space, writing.changes, writing.forget)
                 changed = writing.view.refresh
-            _mount(Operations(files, settings, observer), mountpoint, settings, read_only=writer is None or settings.read_only)
+            _mount(
+                Operations(files, settings, observer),
+                mountpoint,
+                settings,
+                read_only=writer is None or settings.read_only,
+            )
             try:
                 keeping = follow_changes(names, told, partial(_note, files, observer), changes, observer, changed)
                 await _serve(reader, mountpoint, settings, observer, keeping, on_ready)

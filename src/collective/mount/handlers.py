@@ -46,7 +46,7 @@ def kernel_ino(files: FileSystem, ino: int) -> int:
 
 
 def _answering(handler: Handler[P, T]) -> Handler[P, T]:
-    """Whatever the handler raises becomes an errno, after the deadline too; what nobody expected is EIO and an event."""
+    """Whatever the handler raises becomes an errno, too late is EIO, and so is what nobody expected, with an event."""
 
     @wraps(handler)
     async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -148,9 +148,7 @@ class Operations(pyfuse3.Operations):
         return self._attributes(await self._files.make(self._ino(parent), name, new))
 
     @_answering
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: object
-    ) -> pyfuse3.EntryAttributes:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
         return self._attributes(await self._files.link(self._ino(inode), self._ino(new_parent_inode), new_name))
 
     @_answering

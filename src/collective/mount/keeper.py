@@ -28,7 +28,8 @@ async def follow_changes(
     """Runs until cancelled. `note` takes one thing back; it is called in a thread because it may wait for the kernel.
 
     `changes` yields whenever the counter may have grown; without it, and once it ended or failed, the counter is
-    asked twice a second. `changed` is called before anything is compared. Nothing that goes wrong here ends the mount: what the kernel was told runs out by itself.
+    asked twice a second. `changed` is called before anything is compared. Nothing that goes wrong here ends the mount:
+    what the kernel was told runs out by itself.
     Cancelled while a note is on its way, this waits for it.
     """
     seen = names.change_counter()

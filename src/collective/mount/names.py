@@ -15,7 +15,17 @@ from typing_extensions import TypeIs
 
 from collective.core.layout import VersionLayout
 
-__all__ = ["ContentReference", "InlineContent", "Names", "Node", "OpenSource", "Source", "Space", "is_directory", "is_inline"]
+__all__ = [
+    "ContentReference",
+    "InlineContent",
+    "Names",
+    "Node",
+    "OpenSource",
+    "Source",
+    "Space",
+    "is_directory",
+    "is_inline",
+]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The operations a mount's changes become: everything that identifies a change is fixed when it is made.
 
-Pure but for the randomness of ids, which is the author's. Times are nanoseconds since 1970; numbers are inode numbers within
-the DataStore.
+Pure but for the randomness of ids, which is the author's. Times are nanoseconds since 1970; numbers are inode numbers
+within the DataStore.
 """
 
 from __future__ import annotations

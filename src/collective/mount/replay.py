@@ -107,7 +107,9 @@ class Replay:
         Raises: Full, Unreachable (the disk); nothing happened then.
         """
         seq = self._journal.append_operation(store_id, operation, of_directory=of_directory)
-        self._queue_operation(store_id, operation, seq, of_directory)
+        item = self._queue_operation(store_id, operation, seq, of_directory)
+        if operation.HasField("create") and not of_directory:
+            self._contents.create_queued(store_id, operation.create.inode, item)
         self._also_changes_content(store_id, operation)
         return seq
 
@@ -215,9 +217,13 @@ class Replay:
             raise problem
 
     async def before(self, store_id: bytes, operation: feed_pb2.TreeOperation, *, of_directory: bool = False) -> None:
-        """Return when nothing queued concerns what `operation` names, so that it can be submitted by itself."""
+        """Return when nothing queued concerns what `operation` names, so that it can be submitted by itself.
+
+        Raises: Unreachable when what is queued could not be sent the last time.
+        """
         if (queue := self._queues.get(store_id)) is not None:
-            await queue.finished(queue.concerning(keys_of(operation, of_directory=of_directory)))
+            concerned = queue.concerning(keys_of(operation, of_directory=of_directory))
+            await queue.finished(concerned, queue.check_sending)
 
     async def settle_directory(self, store_id: bytes, inode: int) -> None:
         """Return when nothing queued puts or takes names in a directory (its number); what may go goes at once."""
@@ -275,11 +281,10 @@ class Replay:
 
     def _queue_operation(
         self, store_id: bytes, operation: feed_pb2.TreeOperation, seq: int, of_directory: bool
-    ) -> None:
+    ) -> Queued:
         item = Queued([seq], submit_pb2.StagedOperation(operation=operation))
-        if operation.HasField("create") and not of_directory:
-            self._contents.create_queued(store_id, operation.create.inode, item)
         self._queue(store_id).add(item, keys_of(operation, of_directory=of_directory))
+        return item
 
     def _settled(self, seqs: list[int]) -> None:
         self._journal.settle(seqs)

@@ -121,7 +121,8 @@ class Contents:
             self._set_times[store_id, number] = mtime_ns
 
     def create_queued(self, store_id: bytes, number: int, item: Queued) -> None:
-        """A file's create is about to be queued: it may take a content along."""
+        """A file's create was queued just now and never sent: it may take a content along. (One that an earlier mount
+        left may have been sent; what is added to it would be absorbed with it.)"""
         self._creates[store_id, number] = item
         item.answered = lambda outcome: self._forget_create(store_id, number)
 

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from collective.core.errors import CollectiveError
+from collective.core.errors import CollectiveError, Unreachable
 from collective.core.observe import Observer
 from collective.mount.committing import Committer
 from collective.mount.scheduling import Keys, Schedule
@@ -103,6 +103,11 @@ class StoreQueue:
                 await self._next_answer()
         finally:
             self._waiters -= 1
+
+    def check_sending(self) -> None:
+        """Raises: Unreachable when the last attempt to send failed."""
+        if self.failure is not None:
+            raise Unreachable(self.failure.message, self.failure.hint)
 
     async def _next_answer(self) -> None:
         """Return when a batch was answered, or could not be sent, or somebody said `wake`."""

@@ -14,7 +14,7 @@ from collective.wire import feed_pb2
 
 __all__ = ["take_up"]
 
-QueueOperation = Callable[[bytes, feed_pb2.TreeOperation, int, bool], None]
+QueueOperation = Callable[[bytes, feed_pb2.TreeOperation, int, bool], Queued]
 
 
 def take_up(
@@ -30,16 +30,18 @@ def take_up(
     for record in operations:
         if record.seq not in merged:
             steps.append((record.seq, 0, _operation_step(record, queue_operation)))
+    places: dict[int, int] = {}
     for flush in flushes:
         file = files.get(flush.ino)
         if file is not None and file.frozen is not None and file.frozen.upto == flush.upto:
+            places[flush.ino] = flush.place
             steps.append((flush.place, 1, _flush_step(flush, file, contents, queue_of)))
         else:
             steps.append((flush.place, 1, _resend_step(flush, queue_of)))
     for file in files.values():
         dirty.add(file)
         # a file is closed now; where it was closed before a rename, the content came before the rename
-        last = file.records[-1] if file.records else file.upto
+        last = max(file.records[-1] if file.records else file.upto, places.get(file.ino, 0))
         steps.append((last, 2, _content_step(file, contents, last)))
     for _, _, step in sorted(steps, key=lambda found: found[:2]):
         step()
@@ -83,7 +85,10 @@ def content_of_flush(flush: FlushRecord) -> feed_pb2.Content:
 
 
 def _operation_step(record: OperationRecord, queue_operation: QueueOperation) -> Callable[[], None]:
-    return lambda: queue_operation(record.store_id, record.operation, record.seq, record.of_directory)
+    def step() -> None:
+        queue_operation(record.store_id, record.operation, record.seq, record.of_directory)
+
+    return step
 
 
 def _keys_of_flush(flush: FlushRecord) -> Keys:

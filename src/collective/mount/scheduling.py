@@ -8,7 +8,7 @@ and what depends on it may travel together.
     key                what uses it
     inode number       what changes this inode or its names; alone
     (parent, name)     what puts, takes or replaces this name; alone
-    ~inode number      the directory as a holder of names: made, removed and given times alone, shared by changes of names
+    ~inode number      the directory as holder of names: made, removed, given times alone; shared by changes of names
     ALL_DIRECTORIES    moves of directories: alone, so that none ends up below itself
 """
 

@@ -42,7 +42,7 @@ class WritableNames(Protocol):
     def change_counter(self) -> int: ...
     def datastores(self) -> Sequence[DataStore]: ...
     def folders_with_datastores(self) -> Sequence[int]:
-        """Real folders (not those that only lead somewhere) in which a DataStore, or a folder leading to one, stands."""
+        """Real folders in which a DataStore, or a folder that only leads to one, stands."""
         ...
 
 
@@ -166,9 +166,7 @@ class TreeView:
         if dirty is None:
             return node
         time_ns = dirty.mtime_ns
-        return replace(
-            node, size_bytes=dirty.size_bytes, mtime_ns=time_ns, ctime_ns=max(node.ctime_ns, time_ns)
-        )
+        return replace(node, size_bytes=dirty.size_bytes, mtime_ns=time_ns, ctime_ns=max(node.ctime_ns, time_ns))
 
     # ------------------------------------------------------------------ what may be changed
 

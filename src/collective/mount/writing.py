@@ -61,9 +61,7 @@ class Writer:
 
     def begin(self, names: Any, reader: ContentReader, open_source: OpenSource, observer: Observer) -> Writing:
         """`names` is a `WritableNames`."""
-        return Writing(
-            names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer
-        )
+        return Writing(names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer)
 
 
 class Writing:
@@ -88,13 +86,12 @@ class Writing:
         self._clock = clock
         self._observer = observer
         self._dirty = DirtyTable()
+        self._arrived: list[tuple[DirtyFile, feed_pb2.Content, int]] = []  # told of within a batch
         self._surprises = 0
         self._leases = Leases(committer, self._settle_directory, clock.monotonic)
         self._leased = LeasedNames(names, self._leases)
         self._overlay = Overlay(self._leased)
-        self._replay = Replay(
-            journal, self._dirty, committer, open_source, author, clock, observer, self._settled
-        )
+        self._replay = Replay(journal, self._dirty, committer, open_source, author, clock, observer, self._settled)
         self._replay.on_content(self._content_arrived)
         self.view = TreeView(names, self._leased, self._overlay, self._dirty, committer.may_write)
         self.files = OpenFiles(self.view, reader, self, self._wall_ns)
@@ -151,18 +148,26 @@ class Writing:
         await self._replay.settle_directory(store_id, inode)
 
     def _settled(self, seqs: Iterable[int]) -> None:
+        """The database shows these, and with them the contents that arrived."""
         self._overlay.settle(seqs)
+        for file, content, time_ns in self._arrived:
+            if self._overlay.overrides(file.ino):
+                self._show_content(file, content, time_ns)
+        self._arrived.clear()
         if self._replay.surprises != self._surprises:
             self._surprises = self._replay.surprises
             self._leases.doubt_names()  # names are not what this mount made them
 
     def _content_arrived(self, file: DirtyFile, content: feed_pb2.Content, time_ns: int) -> None:
-        """The database shows a file's content. Other changes of the file may still be under way: what the overlay shows
-        of it for their sake has this content from now on, and the time that the file has now."""
+        self._arrived.append((file, content, time_ns))
+
+    def _show_content(self, file: DirtyFile, content: feed_pb2.Content, time_ns: int) -> None:
+        """Other changes of the file are still under way: what the overlay shows of it for their sake has this content
+        from now on, and the time that the file has now."""
         try:
             time_ns = max(time_ns, self._overlay.get(file.ino).ctime_ns)
         except NotFound:
-            return
+            return  # removed, and the removal is under way
         operation = feed_pb2.TreeOperation(time_nanoseconds=time_ns)
         operation.set_content.inode = file.ino & NUMBER_MASK
         operation.set_content.content.CopyFrom(content)
