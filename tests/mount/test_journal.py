@@ -96,7 +96,7 @@ async def fill(journal: Journal) -> list[int]:
         await journal.append_write(INO, 10, b"small", 77),
         await journal.append_write(INO, 1 << 40, b"L" * (300 * KIB), 78),
         journal.append_truncate(INO, 12, 79),
-        journal.append_flush(flush),
+        journal.hold_flush(flush),
     ]
 
 
@@ -104,6 +104,7 @@ async def test_every_kind_of_record_comes_back(place: Place) -> None:
     """After a kill: the same records, in order, with their data."""
     journal = await place.open()
     seqs = await fill(journal)
+    journal.write_held()
     again = await place.open(path=place.copy("killed"))
     assert [record.seq for record in again.recovered] == seqs
     made, base, small, large, cut, flush = again.recovered
@@ -135,6 +136,7 @@ async def test_settled_and_disowned_records_do_not_come_back(place: Place) -> No
     unowned_cut = journal.append_truncate(INO, 0, 80, unowned=True)
     assert journal.read(seqs[2], 1, 3) == b"mal"
     assert journal.read(unowned, 0, 7) == b"unowned"
+    journal.write_held()
     again = await place.open(path=place.copy("killed"))
     kept = [record.seq for record in again.recovered]
     assert kept == [seq for seq in seqs if seq not in (seqs[0], seqs[2])]
@@ -259,6 +261,7 @@ async def test_segments_go_when_all_in_them_is_settled(place: Place) -> None:
     journal.settle([first])
     assert len(segments()) == 1
     assert journal.size_bytes < before / 2
+    journal.write_held()
     again = await place.open(path=place.copy("killed"))
     assert again.recovered == ()
 
@@ -301,11 +304,12 @@ async def test_a_full_disk_is_an_error_of_that_append_alone(place: Place, monkey
     with pytest.raises(Full):
         journal.append_operation(STORE, operation(b"lost"))
     journal.settle([first])
+    with pytest.raises(Full):
+        journal.write_held()
     monkeypatch.setattr(os, "pwritev", real)
-    second = journal.append_operation(STORE, operation(b"second"))
     again = await place.open(path=place.copy("killed"))
-    assert [record.seq for record in again.recovered] == [first, second], "sent again, and absorbed"
-    journal.settle([])
+    assert [record.seq for record in again.recovered] == [first], "sent again, and absorbed"
+    second = journal.append_operation(STORE, operation(b"second"))
     again = await place.open(path=place.copy("later"))
     assert [record.seq for record in again.recovered] == [second]
 
@@ -357,7 +361,7 @@ async def test_one_journal_per_mount_and_the_next_takes_over(place: Place) -> No
         dead.append_base(base)
         seq = await dead.append_write(number, 0, b"data %d" % index, 1)
         staged = submit_pb2.StagedOperation(operation=operation(b"flush"))
-        dead.append_flush(FlushRecord(0, number, STORE, staged, upto=seq, place=seq))
+        dead.hold_flush(FlushRecord(0, number, STORE, staged, upto=seq, place=seq))
         await place.close(dead)
     taker = await place.open()
     writes = [record for record in taker.recovered if isinstance(record, WriteRecord)]

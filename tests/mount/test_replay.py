@@ -406,6 +406,25 @@ async def test_an_exact_call_waits_for_what_it_concerns(world: World) -> None:
         gate.set()
 
 
+async def test_a_content_that_others_replaced_meanwhile_is_not_overwritten(world: World) -> None:
+    """What was expected to stand there does not: both contents are kept, under two names."""
+    async with mounted(world) as mount:
+        number = await mount.put(b"shared.txt", b"first")
+        await mount.replay.wait()
+        mount.opened(number)
+        await mount.write(number, 0, b"ours!")
+        theirs = Author(ALICE, f"client@{ALICE}").operation(mount.now_ns)
+        theirs.set_content.inode = number
+        theirs.set_content.content.CopyFrom(feed_pb2.Content(size_bytes=6, inline=b"theirs"))
+        staged = [submit_pb2.StagedOperation(operation=theirs)]
+        world.catalog.commit_operations(world.store_id, staged, actor_domain=ALICE, now=1.0, exact=True)
+        mount.closed(number)
+        await mount.replay.wait()
+        assert world.outcomes[-1].outcome == submit_pb2.CONFLICT
+        assert sorted(world.listing().values()) == [b"ours!", b"theirs"]
+        assert world.read(b"shared.txt") == b"theirs"
+
+
 # ---------------------------------------------------------------- gone files
 
 
@@ -633,6 +652,29 @@ async def test_a_kill_at_every_await_loses_nothing(world: World, seed: int) -> N
         world.clear()
         kill_at += 1
     assert kill_at > 10
+
+
+async def test_a_time_that_was_set_and_sent_is_not_lost_with_the_mount(world: World) -> None:
+    """cp -p of a large file, killed while the content is on its way: the next mount's upload has that time."""
+
+    async def hook(place: str) -> None:
+        if place == "upload":
+            await asyncio.Event().wait()
+
+    async with mounted(world, world.committer(hook)) as mount:
+        number = mount.create(b"copy")
+        mount.opened(number)
+        await mount.write(number, 0, b"x" * 10_000)
+        mount.set_mtime(number, 42)
+        mount.closed(number)
+        await mount.replay.submitted(world.store_id)
+        await until(lambda: "set_attributes" in changes(mount.committer))
+        mount.journal.write_held()
+        copy = Path(shutil.copytree(world.folder / "mounts", world.folder / "killed"))
+    async with mounted(world, journals=copy) as again:
+        await again.replay.wait()
+    node = world.catalog.get(world.ino(number))
+    assert (node.size_bytes, node.mtime_ns) == (10_000, 42)
 
 
 async def test_a_killed_mount_is_taken_up_as_it_was(world: World) -> None:

@@ -196,6 +196,10 @@ class DirtyFile:
         self.base_limit = min(base_size(base), self._cut_since_freeze)
         self.upto, self.keep_start, self.keep_end = frozen.upto, frozen.keep_start, frozen.keep_end
         self.provisional = frozen.provisional
+        if not len(self.extents) and self._last_seq() <= frozen.upto:
+            gone, self.records = self.records, []
+            self._cuts.clear()
+            return gone
         needed = {piece.seq for piece in self.extents}
         oldest = min(needed, default=_NEVER)
         # a truncation is needed for as long as an older write is: it says what of that write is gone

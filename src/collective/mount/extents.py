@@ -41,6 +41,11 @@ class Extents:
     def size_bytes(self) -> int:
         return sum(piece.end - piece.start for piece in self._pieces)
 
+    def copy(self) -> Extents:
+        made = Extents()
+        made._pieces, made._starts = self._pieces[:], self._starts[:]
+        return made
+
     def put(self, start: int, end: int, seq: int, skip: int = 0) -> None:
         """The data of a write. `end` > `start`."""
         if not self._starts or start >= self._pieces[-1].end:  # a file written from front to back
@@ -64,6 +69,8 @@ class Extents:
 
     def plan(self, start: int, end: int, base_limit: int) -> list[Piece]:
         """[start, end) without gaps: written pieces, the base below `base_limit`, zeros."""
+        if len(self._pieces) == 1 and self._pieces[0].start == start and self._pieces[0].end == end:
+            return self._pieces[:]  # a small file, written at once
         found: list[Piece] = []
         at = start
         for piece in (*self.overlapping(start, end), Piece(end, end, ZEROS, 0)):
@@ -79,6 +86,9 @@ class Extents:
 
     def settle(self, upto: int, keep_start: int, keep_end: int) -> None:
         """What was written up to seq `upto` goes, but for what lies in [keep_start, keep_end)."""
+        if len(self._pieces) == 1 and self._pieces[0].seq <= upto and not keep_end:
+            self._pieces, self._starts = [], []
+            return
         left: list[Piece] = []
         for piece in self._pieces:
             if piece.seq > upto:

@@ -7,8 +7,9 @@ records is the order in which changes were acknowledged, and what a crash leaves
 
     appended -> settled (the coordinator's database shows the change) -> its segment goes, once all in it is settled
 
-After a crash `recovered` has what was appended and not settled, in order. A settled record may come back when the disk
-was full at the wrong time; whoever replays it finds it absorbed. Segments go oldest first.
+After a crash `recovered` has what was appended and not settled, in order. Settlements, and records that only a later
+one needs, are *held* and written with the next record, so that one write serves many; what a lost settlement would have
+settled comes back, and whoever replays it finds it absorbed. Segments go oldest first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ __all__ = ["Journal"]
 THREAD_BYTES = 256 * KIB  # writing less holds the event loop under 0.1 ms
 ROOM_LOOK_SECONDS = 1.0
 THREADS = 4
+HELD_RECORDS = 512
+HELD_PAYLOAD_BYTES = 64 * KIB
 T = TypeVar("T")
 
 
@@ -63,7 +66,8 @@ class Journal:
         self._live: dict[int, tuple[int, int, int, int]] = {}  # seq -> segment, data's segment, position, size
         self._next_seq = found.next_seq
         self._room = JournalRoom(folder, settings, sum(segment.end for segment in found.segments))
-        self._unsaid: list[int] = []
+        self._unsaid: list[int] = []  # settled in memory, said with the next record
+        self._held: list[Buffer] = []
         self._failure: CollectiveError | None = None
         self._executor = ThreadPoolExecutor(THREADS, "journal")
         self._syncing = asyncio.Lock()
@@ -129,9 +133,19 @@ class Journal:
         """What a file's extents lie on; its seq (the record's own is ignored). Raises: Full, Unreachable."""
         return self._live_record(Kind.BASE, records.PROVISIONAL if record.provisional else 0, record.encode())
 
-    def append_flush(self, record: FlushRecord) -> int:
-        """The exact operation that is about to be sent; its seq. Raises: Full, Unreachable."""
-        return self._live_record(Kind.FLUSH, 0, record.encode())
+    def hold_base(self, record: BaseRecord) -> int:
+        """As `append_base`, but it is written with the next record, which needs it. Raises: Full, Unreachable."""
+        return self._hold(Kind.BASE, records.PROVISIONAL if record.provisional else 0, record.encode())
+
+    def hold_flush(self, record: FlushRecord) -> int:
+        """The exact operation that will be sent after `write_held`; its seq. Raises: Full, Unreachable."""
+        return self._hold(Kind.FLUSH, 0, record.encode())
+
+    def write_held(self) -> None:
+        """What was held or settled is in the journal when this returns. Raises: Full, Unreachable."""
+        self._check()
+        if self._held or self._unsaid:
+            self._write(self._held_parts())
 
     def append_record(self, record: Record, data: bytes = b"") -> int:
         """A record of another journal, with the data of a write; its seq here. Raises: Full, Unreachable."""
@@ -145,22 +159,20 @@ class Journal:
             case BaseRecord():
                 return self.append_base(record)
             case FlushRecord():
-                return self.append_flush(record)
+                return self.hold_flush(record)
 
     def settle(self, seqs: Iterable[int]) -> None:
-        """These count no more. Raises: nothing; unknown ones are passed over."""
+        """These count no more, and are not recovered once the next record is written. Unknown ones are passed over."""
         gone = [seq for seq in seqs if seq in self._live]
         self._unsaid.extend(gone)
-        self._say_settled()
         for seq in gone:
             for number in set(self._live.pop(seq)[:2]):
                 self._segments[number].live -= 1
         self._drop_settled()
 
     def disown(self, seqs: Iterable[int]) -> None:
-        """These go with this process: readable until they are settled, never recovered."""
+        """These go with this process: readable until they are settled, never recovered once the next is written."""
         self._unsaid.extend(seq for seq in seqs if seq in self._live)
-        self._say_settled()
 
     # ------------------------------------------------------------ reading back
 
@@ -192,7 +204,7 @@ class Journal:
         Raises: Unreachable when the disk failed; the journal takes nothing more then, since what the kernel dropped
         cannot be told (Rebello et al., "Can applications recover from fsync failures?", 2020).
         """
-        self._check()
+        self.write_held()
         until = {segment.number: segment.end for segment in self._segments.values()}
         async with self._syncing:
             self._check()
@@ -253,15 +265,40 @@ class Journal:
             raise self._failure
 
     def _append(self, kind: Kind, flags: int, *parts: Buffer) -> int:
+        self._prepare()
+        seq = self._next_seq
+        self._write([*self._held_parts(), *records.pack_record(kind, flags, seq, *parts)])
+        self._next_seq = seq + 1
+        return seq
+
+    def _prepare(self) -> None:
+        """There is a segment to append to. Raises: Full, Unreachable."""
         self._check()
         if self._active.end >= self._settings.segment_bytes:
+            self.write_held()  # held records are counted in the segment they were held for
             self._active = self._new_segment(self._active.number + 1)
-        seq = self._next_seq
-        header = records.pack_header(kind, flags, seq, *parts)
+
+    def _write(self, parts: list[Buffer]) -> None:
         before = self._active.end
-        self._active.append((header, *parts))
-        self._next_seq = seq + 1
+        self._active.append(parts)
         self._room.grown(self._active.end - before)
+        self._held.clear()
+        self._unsaid.clear()
+
+    def _held_parts(self) -> list[Buffer]:
+        """What goes before the next record. Losing it costs a replay that changes nothing."""
+        if self._unsaid:
+            return [*self._held, *records.pack_record(Kind.SETTLED, 0, 0, records.pack_seqs(self._unsaid))]
+        return self._held[:]
+
+    def _hold(self, kind: Kind, flags: int, payload: bytes) -> int:
+        self._prepare()
+        if len(self._held) >= HELD_RECORDS or len(payload) > HELD_PAYLOAD_BYTES:
+            self.write_held()
+        seq = self._next_seq
+        self._held += records.pack_record(kind, flags, seq, payload)
+        self._next_seq = seq + 1
+        self._index(seq, self._active.number)
         return seq
 
     def _live_record(self, kind: Kind, flags: int, *parts: Buffer) -> int:
@@ -293,12 +330,10 @@ class Journal:
             segment.live -= 1
 
     def _append_blob_header(self, size_bytes: int) -> None:
-        self._check()
-        if self._active.end >= self._settings.segment_bytes:
-            self._active = self._new_segment(self._active.number + 1)
-        self._active.append((records.pack_header(Kind.BLOB, 0, 0, blob_bytes=size_bytes),))
+        self._prepare()
+        self._write([*self._held_parts(), records.pack_blob_header(size_bytes)])
         self._active.end += size_bytes
-        self._room.grown(size_bytes + records.HEADER_BYTES)
+        self._room.grown(size_bytes)
 
     def _index(self, seq: int, number: int, data_number: int = 0, position: int = 0, size_bytes: int = 0) -> None:
         data_number = data_number or number
@@ -312,17 +347,6 @@ class Journal:
         if found is None or skip + size_bytes > found[3]:
             raise NotFound("that data is not in the journal any more")
         return self._segments[found[1]], found[2] + skip
-
-    def _say_settled(self) -> None:
-        if not self._unsaid:
-            return
-        try:
-            self._append(Kind.SETTLED, 0, records.pack_seqs(self._unsaid))
-        except CollectiveError as error:
-            # not saying it costs a replay that changes nothing, after a crash; it is said next time
-            self._observer.event("journal.settlement_waits", reason=error.message)
-        else:
-            self._unsaid.clear()
 
     def _drop_settled(self) -> None:
         for number, segment in sorted(self._segments.items()):

@@ -34,7 +34,8 @@ __all__ = [
     "WriteRecord",
     "checksum",
     "decode",
-    "pack_header",
+    "pack_blob_header",
+    "pack_record",
     "pack_seqs",
     "unpack_header",
     "unpack_seqs",
@@ -43,6 +44,7 @@ __all__ = [
 
 CHECKSUM_BYTES = 8
 STORE_ID_BYTES = 32
+JOINED_BYTES = 64 << 10  # copying less costs less than handing over one buffer more
 OF_DIRECTORY = 1  # flag of an operation: what it names is a directory
 UNOWNED = 1  # flag of a write or truncation: the file has no name any more, nothing of it outlives the mount
 PROVISIONAL = 1  # flag of a base: it was sent while the file was being written, its last version is still due
@@ -65,7 +67,7 @@ class Kind(IntEnum):
     TRUNCATE = 6
     BASE = 7
     FLUSH = 8
-    SETTLED = 9  # payload: u64 seqs that count no more
+    SETTLED = 9  # payload: u64 seqs that count no more; has no seq itself, like a blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +179,20 @@ def checksum(*parts: Buffer) -> bytes:
     return hasher.digest(CHECKSUM_BYTES)
 
 
-def pack_header(kind: Kind, flags: int, seq: int, *parts: Buffer, blob_bytes: int = 0) -> bytes:
-    """The header of a record whose payload is the parts joined, or of a blob."""
-    head = _HEAD.pack(blob_bytes or sum(map(len, parts)), kind, flags, 0, seq)  # type: ignore[arg-type]
-    return head + checksum(head, *parts)
+def pack_record(kind: Kind, flags: int, seq: int, *parts: Buffer) -> list[Buffer]:
+    """A record whose payload is the parts joined, as buffers to be written one behind the other."""
+    size = sum(map(len, parts))  # type: ignore[arg-type]  # bytes and flat views
+    head = _HEAD.pack(size, kind, flags, 0, seq)
+    if size > JOINED_BYTES:
+        return [head + checksum(head, *parts), *parts]
+    payload = b"".join(parts)
+    return [b"".join((head, blake3(head + payload).digest(CHECKSUM_BYTES), payload))]
+
+
+def pack_blob_header(size_bytes: int) -> bytes:
+    """Before so many bytes of room."""
+    head = _HEAD.pack(size_bytes, Kind.BLOB, 0, 0, 0)
+    return head + checksum(head)
 
 
 def unpack_header(raw: Buffer) -> Header:

@@ -274,7 +274,9 @@ class Replay:
     def _queue(self, store_id: bytes) -> StoreQueue:
         queue = self._queues.get(store_id)
         if queue is None:
-            queue = self._queues[store_id] = StoreQueue(store_id, self._committer, self._observer, self._settled)
+            queue = self._queues[store_id] = StoreQueue(
+                store_id, self._committer, self._observer, self._journal.write_held, self._settled
+            )
             if self._group is not None:
                 self._tasks.append(self._group.create_task(queue.run()))
         return queue

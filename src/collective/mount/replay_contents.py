@@ -291,7 +291,7 @@ class Contents:
     def _write_down(self, flush: Flush, staged: submit_pb2.StagedOperation, create_seq: int) -> None:
         frozen = flush.frozen
         assert frozen is not None
-        flush.flush_seq = self._journal.append_flush(
+        flush.flush_seq = self._journal.hold_flush(
             FlushRecord(
                 0, frozen.ino, frozen.store_id, staged, frozen.upto, flush.place, create_seq, frozen.keep_start,
                 frozen.keep_end, not frozen.provisional,
@@ -320,10 +320,7 @@ class Contents:
     def need_base(self, file: DirtyFile) -> None:
         """Write down what the file's changes lie on, unless that is done. Raises: Full, Unreachable (the disk)."""
         if not file.base_seq and not file.unowned:
-            if not file.records:
-                # records of an earlier life of the file count no more, whether or not that was written down
-                file.upto, file.keep_start, file.keep_end = self._journal.last_seq, 0, 0
-            file.base_seq = self._journal.append_base(file.to_record())
+            file.base_seq = self._journal.hold_base(file.to_record())
 
     def renew_base(self, file: DirtyFile) -> None:
         """The file's times are not what its base record says: write another one."""
@@ -355,7 +352,7 @@ class Contents:
             return
         before = file.base_seq
         try:
-            file.base_seq = self._journal.append_base(file.to_record())
+            file.base_seq = self._journal.hold_base(file.to_record())
             gone.append(before)
         except CollectiveError as error:
             # what is known of the old base stays whole until the new one is written down

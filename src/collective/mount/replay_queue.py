@@ -40,14 +40,17 @@ class Queued:
 
 
 class StoreQueue:
-    """One DataStore's queue. `settled` gets the journal's seqs of a whole batch."""
+    """One DataStore's queue. `write_down` is called before anything is sent: all that is known of it must be in the
+    journal then (raises: Full, Unreachable). `settled` gets the journal's seqs of a whole batch."""
 
     def __init__(
-        self, store_id: bytes, committer: Committer, observer: Observer, settled: Callable[[list[int]], None]
-    ) -> None:
+        self, store_id: bytes, committer: Committer, observer: Observer, write_down: Callable[[], None],
+        settled: Callable[[list[int]], None],
+    ) -> None:  # fmt: skip
         self._store_id = store_id
         self._committer = committer
         self._observer = observer
+        self._write_down = write_down
         self._settled = settled
         self._schedule = Schedule()
         self._items: dict[int, Queued] = {}
@@ -180,6 +183,7 @@ class StoreQueue:
         pause = FIRST_PAUSE_SECONDS
         while operations:
             try:
+                self._write_down()
                 outcomes = await self._committer.submit(self._store_id, operations, exact=False)
             except CollectiveError as error:
                 self.failure = error
