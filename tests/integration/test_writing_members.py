@@ -46,7 +46,8 @@ def test_what_bob_writes_lies_at_both_homes(pair: tuple[Home, Home], tmp_path: P
     alice, bob = pair
     (tmp_path / "small").write_bytes(b"a small content")
     (tmp_path / "large").write_bytes(os.urandom((20 << 20) + 5))
-    bob.ok("put", tmp_path / "small", "/media/from bob/small")
+    put = bob.ok("put", tmp_path / "small", "/media/from bob/small", "--level", "two", "--timeout", "40", "--json").json
+    assert put["level"] == "two"
     put = bob.ok("put", tmp_path / "large", "/media/from bob/large", "--level", "two", "--timeout", "40", "--json").json
     assert (put["level"], put["staged"], put["notes"]) == ("two", 0, [])
     assert sorted(put["holders"]) == ["alice.media.collective", "bob.media.collective"]
@@ -87,6 +88,15 @@ def test_only_what_was_granted_can_be_done(pair: tuple[Home, Home], tmp_path: Pa
     refused = bob.run("put", tmp_path / "file", "/private/file")
     assert refused.code == 1
     assert "may not write" in refused.err
+    assert pending(bob) == []
+    alice.ok("datastore", "create", "/inbox")
+    alice.ok("datastore", "grant", "/inbox", "write", "bob@media.collective")
+    wait_for(lambda: bob.run("put", tmp_path / "file", "/inbox/letter").code == 0, "bob to drop a letter in")
+    again = bob.ok("put", tmp_path / "other", "/inbox/letter").err
+    assert "letter (conflict bob " in again
+    assert len(names(alice, "/inbox")) == 2
+    assert bob.run("ls", "/inbox").code == 1
+    assert bob.run("rm", "/inbox/letter").code == 1
     assert pending(bob) == []
 
 
@@ -166,26 +176,24 @@ def test_changes_that_met_are_both_kept_and_named(pair: tuple[Home, Home], tmp_p
     assert any("conflict names" in finding["message"] for finding in status["findings"])
 
 
-def test_versions_copies_and_restoring(pair: tuple[Home, Home], tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_versions_copies_and_restoring(pair: tuple[Home, Home], tmp_path: Path, who: str) -> None:
     """In one's own DataStore and in another's: cp moves no byte, every content can be had again."""
     alice, bob = pair
+    home = alice if who == "alice" else bob
     large = os.urandom(6 << 20)
     (tmp_path / "first").write_bytes(large)
     (tmp_path / "second").write_bytes(b"second")
-    for home in (alice, bob):
-        top = f"/media/{home.name}"
-        home.ok("put", tmp_path / "first", f"{top}/file")
-        home.ok("put", tmp_path / "second", f"{top}/file")
-        versions = home.ok("versions", f"{top}/file", "--json").json["versions"]
-        assert [(version["size_bytes"], version["current"]) for version in versions] == [(6, True), (len(large), False)]
-        home.ok("restore", f"{top}/file", "--as", f"{top}/before")
-        home.ok("get", f"{top}/before", tmp_path / "back")
-        assert (tmp_path / "back").read_bytes() == large
-        home.ok("cp", f"{top}/before", f"{top}/copy")
-        home.ok("rm", f"{top}/before")
-        home.ok("restore", f"{top}/before")
-        home.ok("cp", "-r", top, f"{top} again")
-        assert names(home, f"{top} again") == ["before", "copy", "file"]
-        home.ok("get", f"{top} again/copy", tmp_path / "back")
-        assert (tmp_path / "back").read_bytes() == large
+    home.ok("put", tmp_path / "first", "/media/top/file")
+    home.ok("put", tmp_path / "second", "/media/top/file")
+    versions = home.ok("versions", "/media/top/file", "--json").json["versions"]
+    assert [(version["size_bytes"], version["current"]) for version in versions] == [(6, True), (len(large), False)]
+    home.ok("restore", "/media/top/file", "--as", "/media/top/before")
+    home.ok("cp", "/media/top/before", "/media/top/copy")
+    home.ok("rm", "/media/top/before")
+    home.ok("restore", "/media/top/before")
+    home.ok("cp", "-r", "/media/top", "/media/again")
+    assert names(home, "/media/again") == ["before", "copy", "file"]
+    home.ok("get", "/media/again/copy", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == large
     same_names(alice, bob, "/media")

@@ -93,7 +93,7 @@ def test_a_mount_that_stands_still_or_dies_holds_nobody_up(alice: Home, tmp_path
 
 @pytest.mark.timeout(118)
 def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federation, tmp_path: Path) -> None:
-    """Through bob's mount: 300 files and a renamed folder, at bob's at once, at alice's when she is back."""
+    """Through bob's mount: 1,000 files and a renamed folder, at bob's at once, at alice's when she is back."""
     alice = federation.found("alice")
     alice.start()
     bob = federation.join("bob")
@@ -108,17 +108,17 @@ def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federati
     alice.kill()
     wait_for(lambda: not bob.status()["peers"][0]["connected"], "bob to notice")
     (top / "season").mkdir()
-    for number in range(300):
+    for number in range(1000):
         (top / "season" / f"{number:03}").write_bytes(f"episode {number}".encode())
     (top / "season").rename(top / "season 1")
     (top / "season 1" / "000").unlink()
     large = os.urandom(9 << 20)
     (top / "season 1" / "large").write_bytes(large)
-    assert len(os.listdir(top / "season 1")) == 300
-    wait_for(lambda: len(bob.ok("ls", "/media/season 1").out.split()) == 300, "bob's database to show it")
+    assert len(os.listdir(top / "season 1")) == 1000
+    wait_for(lambda: len(bob.ok("ls", "/media/season 1").out.split()) == 1000, "bob's database to show it")
     assert not os.system(f"rm '{top}/there'")
     alice.start()
-    wait_for(lambda: len(alice.run("ls", "/media/season 1").out.split()) == 300, "alice to have it")
+    wait_for(lambda: len(alice.run("ls", "/media/season 1").out.split()) == 1000, "alice to have it")
     wait_for(lambda: bob.ok("pending", "--json").json["pending"] == [], "nothing to be pending")
     wait_for(lambda: alice.ok("ls", "-R", "/media").out == bob.ok("ls", "-R", "/media").out, "one tree")
     assert "there" not in alice.ok("ls", "/media").out.split()

@@ -108,15 +108,21 @@ async def test_pages_are_the_ones_the_layout_names(alice: WritingMember, media: 
         made.key_pages.append(key_page)
         return made
 
-    bad = [await staged(b"%d" % number) for number in range(5)]
+    bad = [await staged(b"%d" % number) for number in range(7)]
     bad[0].pages[0] = encode_page([ChunkReference(b"j" * 32, 5000)])
     bad[1].key_pages[0] = b"other keys"
     bad[2].layout.layout_hash = bytes(32)
     bad[3].operation.create.content.size_bytes = 4999
     bad[4].layout.chunk_size_bytes = 1024
     bad[4].layout.layout_hash = compute_layout_hash(bad[4].layout)
+    bad[5].layout.chunk_size_bytes = 0
+    for size in (bad[6].layout, bad[6].operation.create.content):
+        size.size_bytes = 1 << 62
+    bad[6].layout.chunk_size_bytes = 1
+    for made_up in bad[5:]:
+        made_up.layout.layout_hash = compute_layout_hash(made_up.layout)
     reply = await alice.submit.submit(media.feed_id, [*bad, await staged(b"good")], exact=False)
-    assert words(reply) == ["REFUSED"] * 5 + ["APPLIED"]
+    assert words(reply) == ["REFUSED"] * 7 + ["APPLIED"]
     assert alice.catalog.page(page_name(page)) == page
     assert list(alice.catalog.layout(media.feed_id, b"v" * 16).members) == [alice.domain]
 

@@ -101,7 +101,9 @@ class CommandDesk:
         if feed_pb2.SHARE in request.rights:
             notes.append("SHARE is kept and has no effect yet")
         if feed_pb2.WRITE in request.rights and feed_pb2.READ not in request.rights:
-            notes.append("WRITE without READ puts small new files by path; nothing can be listed, read or mounted")
+            notes.append(
+                "WRITE without READ is a drop box: small new files can be put in, nothing can be listed or read"
+            )
         return control_pb2.GrantRightsReply(grant=granted[0], notes=notes)
 
     # ------------------------------------------------------------ names

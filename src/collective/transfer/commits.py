@@ -9,7 +9,10 @@ owner is away, and the reply says that. Planning and staging is one step per Dat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+import contextlib
+import stat
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +33,7 @@ __all__ = ["PathDesk", "path_rows"]
 
 TRIES = 3  # a plan that met somebody else's change is made again, on the tree as it is then
 NOTES_TOLD = 20
+TOP_DIRECTORY = 1  # the inode number of every DataStore's own
 
 
 @dataclass(frozen=True)
@@ -82,53 +86,98 @@ class PathDesk:
         if done is not None:
             return self._reply(request, store, done)
         await self.numbers.fill(store)
-        if store.owner != self.own_address.domain and request.HasField("put_file"):
-            return await self._stage(request, store, actor)
         for attempt in range(TRIES):
             try:
-                return await self._do_exactly(request, await self._plan(request, actor))
+                if store.owner == self.own_address.domain:
+                    return await self._commit_here(request, actor)
+                return await self._commit_elsewhere(request, store, actor)
             except _NothingDone as missed:
                 if attempt == TRIES - 1:
                     raise Conflict(missed.message, "somebody is changing it right now; try again") from None
-            except Unreachable:
-                if store.owner == self.own_address.domain:
-                    raise
-                return await self._stage(request, store, actor)
         raise AssertionError("the loop ends by return or raise")
 
     async def _plan(self, request: control_pb2.CommitRequest, actor: str) -> Plan:
         asked = getattr(request, request.WhichOneof("change") or "")
         plans: list[Plan] = []
-        await self.write(lambda: plans.append(self.catalog.plan(request.id, asked, actor)))
+
+        def plan() -> None:
+            store, rest = self._place(request)
+            if store.readable:
+                plans.append(self.catalog.plan(request.id, asked, actor))
+            else:
+                plans.append(self._drop_in(request, store, rest, actor))
+
+        await self.write(plan)
         return plans[0]
 
-    async def _do_exactly(self, request: control_pb2.CommitRequest, plan: Plan) -> control_pb2.CommitReply:
-        """Hand the plan in, and be told. Raises: _NothingDone when not one of its operations fits any more."""
+    def _drop_in(self, request: control_pb2.CommitRequest, store: DataStore, name: bytes, actor: str) -> Plan:
+        """WRITE without READ is a drop box: a new small file at its top, whatever lies there. Raises: Refused."""
+        put = request.put_file
+        shown = store.path.decode(errors="replace")
+        if not request.HasField("put_file") or b"/" in name or put.content.version_id:
+            raise Refused(
+                f"{shown} cannot be read from here: only new files of up to 4 KiB can be put into it, at its top",
+                f"its owner gives more: collective datastore grant {shown} read,write …",
+            )
+        numbers = self.catalog.take_numbers(store.feed_id, 1)
+        if numbers is None:
+            raise Unreachable(f"no inode numbers of {shown} are in stock", "its owner gives them when it is reached")
+        operation = feed_pb2.TreeOperation(
+            id=request.id,
+            actor=actor,
+            time_nanoseconds=int(self.uploads.clock.wall() * 1e9),
+            create=feed_pb2.Create(
+                parent=TOP_DIRECTORY,
+                name=name,
+                inode=numbers.start,
+                mode=stat.S_IFREG | stat.S_IMODE(put.mode or 0o644),
+                mtime_nanoseconds=put.mtime_nanoseconds,
+                content=put.content,
+            ),
+        )
+        return Plan(store, [submit_pb2.StagedOperation(operation=operation)])
+
+    async def _commit_here(self, request: control_pb2.CommitRequest, actor: str) -> control_pb2.CommitReply:
+        """In an own DataStore. Raises: _NothingDone when not one of the plan's operations fits any more."""
+        plan = await self._plan(request, actor)
         reply = self._reply(request, plan.store, None)
-        done = 0
-        for part in _parts(plan):
-            answer = await self.submit.submit(plan.store.feed_id, part, exact=True)
-            done += self._judge(answer.outcomes, done, reply)
-            if answer.position.seq:
-                reply.position.CopyFrom(answer.position)
-        if not plan.staged and (head := self.catalog.heads().get(plan.store.feed_id)) is not None:
-            reply.position.CopyFrom(head)  # all that was asked is there already
+        await self._ask(plan.store, deque(_parts(plan)), reply)
+        if not plan.staged:
+            reply.position.CopyFrom(self.catalog.heads()[plan.store.feed_id])  # all that was asked is there already
         return reply
 
-    async def _stage(self, request: control_pb2.CommitRequest, store: DataStore, actor: str) -> control_pb2.CommitReply:
-        """Keep the change for the owner; its word when it comes soon. What it refuses now is not kept: it is told."""
+    async def _commit_elsewhere(
+        self, request: control_pb2.CommitRequest, store: DataStore, actor: str
+    ) -> control_pb2.CommitReply:
+        """In another member's: its owner is asked; what it cannot be asked now is staged. Raises: _NothingDone.
+
+        Of what is staged, the owner's word is waited for while it may come soon. What it refuses then is not kept.
+        """
+        reply = self._reply(request, store, None)
         async with self.gates.setdefault(store.feed_id, asyncio.Lock()):
             plan = await self._plan(request, actor)
-            staged = [await self.submit.stage(store, part) for part in _parts(plan)]
-        outcomes = [outcome for changes in staged for outcome in (await changes.reply()).outcomes]
-        reply = self._reply(request, store, None)
+            left = deque(_parts(plan))
+            if not request.HasField("put_file"):
+                with contextlib.suppress(Unreachable):
+                    await self._ask(store, left, reply)
+            staged = [await self.submit.stage(store, part) for part in left]
+        answers = [await changes.reply() for changes in staged]
         try:
-            self._judge(outcomes, 0, reply)
+            for answer in answers:
+                self._judge(answer, reply)
         except CollectiveError:
-            numbers = [number for changes in staged for number in changes.receipt.numbers]
-            await self._discard(numbers)
+            await self._discard(number for changes in staged for number in changes.receipt.numbers)
             raise
         return reply
+
+    async def _ask(
+        self, store: DataStore, left: deque[list[submit_pb2.StagedOperation]], reply: control_pb2.CommitReply
+    ) -> None:
+        """Have the parts done in order; those that are leave `left`. Raises: Unreachable, and as `_judge`."""
+        while left:
+            answer = await self.submit.submit(store.feed_id, left[0], exact=True)
+            self._judge(answer, reply)
+            left.popleft()
 
     async def _discard(self, numbers: Iterable[int]) -> int:
         """Forget those of these rows that were refused; how many."""
@@ -137,25 +186,26 @@ class PathDesk:
         self.submit.bell.ring()
         return dropped[0]
 
-    def _judge(
-        self, outcomes: Sequence[submit_pb2.OperationOutcome], done_before: int, reply: control_pb2.CommitReply
-    ) -> int:
-        """How many were done; notes and `staged` into the reply. Raises: what kept the others from being done."""
-        failed = [one for one in outcomes if one.outcome in (submit_pb2.MISSED, submit_pb2.REFUSED)]
-        done = len(outcomes) - len(failed)
-        reply.staged = reply.staged or any(one.outcome == submit_pb2.STAGED for one in outcomes)
-        for one in outcomes:
+    def _judge(self, answer: submit_pb2.SubmitReply, reply: control_pb2.CommitReply) -> None:
+        """Position, notes and `staged` into the reply. Raises: what kept an operation from being done."""
+        begun = bool(reply.position.seq)  # something of the plan was done before
+        if answer.position.seq:
+            reply.position.CopyFrom(answer.position)
+        failed = [one for one in answer.outcomes if one.outcome in (submit_pb2.MISSED, submit_pb2.REFUSED)]
+        reply.staged = reply.staged or any(one.outcome == submit_pb2.STAGED for one in answer.outcomes)
+        for one in answer.outcomes:
             if one.outcome == submit_pb2.CONFLICT and len(reply.notes) < NOTES_TOLD:
                 reply.notes.append(f"kept as {one.name.decode(errors='replace')}: {one.reason}")
         if not failed:
-            return done
-        first = failed[0]
-        if first.outcome == submit_pb2.MISSED and not done + done_before:
-            raise _NothingDone(first.reason)
-        part = f" ({done + done_before} changes were made before)" if done + done_before else ""
-        if first.outcome == submit_pb2.MISSED:
-            raise Conflict(first.reason + part, "somebody changed it meanwhile; look at it and try again")
-        raise Refused(first.reason + part, "the owner of the DataStore says who may do what in it")
+            return
+        reason = failed[0].reason
+        if len(failed) < len(answer.outcomes) or begun:
+            reason += " (a part of it is done)"
+        elif failed[0].outcome == submit_pb2.MISSED:
+            raise _NothingDone(reason)
+        if failed[0].outcome == submit_pb2.MISSED:
+            raise Conflict(reason, "somebody changed it meanwhile; look at it and try again")
+        raise Refused(reason, "the owner of the DataStore says who may do what in it")
 
     def _reply(
         self, request: control_pb2.CommitRequest, store: DataStore, position: feed_pb2.Position | None

@@ -31,6 +31,8 @@ __all__ = ["Forwarder", "Receipt"]
 
 Staged = submit_pb2.StagedOperation
 Outcome = submit_pb2.OperationOutcome
+Answer = tuple[Outcome, feed_pb2.Position | None]
+"""What the owner said of one operation, and the last entry of the call that carried it."""
 OPERATIONS_PER_CALL = 256
 CALL_TIMEOUT_SECONDS = 15.0
 EXACT_SECONDS = 10.0  # for what is queued before an exact change
@@ -47,7 +49,7 @@ class _Queue:
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
     answered: bool = True  # the owner did, last time it was asked
     task: asyncio.Task[None] | None = None
-    waiters: dict[bytes, asyncio.Future[Outcome]] = field(default_factory=dict)
+    waiters: dict[bytes, asyncio.Future[Answer]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,17 @@ class Receipt:
     store: DataStore
     queue: _Queue
     ids: list[bytes]
-    futures: dict[bytes, asyncio.Future[Outcome]]
+    futures: dict[bytes, asyncio.Future[Answer]]
     numbers: list[int] = field(default_factory=list)  # of the rows
 
-    async def outcomes(self) -> list[Outcome]:
-        """In order: the owner's word when it comes soon, else STAGED."""
+    async def outcomes(self) -> tuple[list[Outcome], feed_pb2.Position | None]:
+        """In order: the owner's word when it comes soon, else STAGED. The position of the last entry heard of."""
         try:
             if self.futures and self.queue.answered and self.forwarder.reachable(self.store.owner):
                 await asyncio.wait(self.futures.values(), timeout=ANSWER_SECONDS)
-            return [_outcome(self.futures[id_], self.store) for id_ in self.ids]
+            answers = [_answer(self.futures[id_], self.store) for id_ in self.ids]
+            positions = [position for _, position in answers if position is not None]
+            return [outcome for outcome, _ in answers], max(positions, key=lambda one: one.seq, default=None)
         finally:
             self.forget()
 
@@ -126,7 +130,7 @@ class Forwarder:
             receipt.numbers.extend(await self._stage(store, operations))
             for staged, number in zip(operations, receipt.numbers, strict=True):
                 if not number:  # its entry is here already
-                    futures[staged.operation.id.random].set_result(Outcome(outcome=submit_pb2.APPLIED))
+                    futures[staged.operation.id.random].set_result((Outcome(outcome=submit_pb2.APPLIED), None))
         except BaseException:
             receipt.forget()
             raise
@@ -245,26 +249,25 @@ class Forwarder:
             numbers, operations = [row.number for row in rows], [row.staged for row in rows]
             try:
                 reply = await self._send(store, operations, exact=False)
-                outcomes = list(reply.outcomes)
             except (Unreachable, Full, Misconfigured):
                 raise  # the owner is away, or cannot write just now
             except CollectiveError as error:
                 # the call as a whole was refused: find out which operation it is about, one at a time
                 if len(operations) > 1:
                     numbers, operations = numbers[:1], operations[:1]
-                    outcomes = await self._send_one(store, operations[0])
+                    reply = await self._send_one(store, operations[0])
                 else:
-                    outcomes = [refusal(error)]
-            await self._write_down(store, numbers, operations, outcomes, queue)
+                    reply = submit_pb2.SubmitReply(outcomes=[refusal(error)])
+            await self._write_down(store, numbers, operations, reply, queue)
             return True
 
-    async def _send_one(self, store: DataStore, staged: Staged) -> list[Outcome]:
+    async def _send_one(self, store: DataStore, staged: Staged) -> submit_pb2.SubmitReply:
         try:
-            return list((await self._send(store, [staged], exact=False)).outcomes)
+            return await self._send(store, [staged], exact=False)
         except (Unreachable, Full, Misconfigured):
             raise
         except CollectiveError as error:
-            return [refusal(error)]
+            return submit_pb2.SubmitReply(outcomes=[refusal(error)])
 
     async def _send(self, store: DataStore, operations: Sequence[Staged], *, exact: bool) -> submit_pb2.SubmitReply:
         request = submit_pb2.SubmitRequest(store_id=store.feed_id, operations=operations, exact=exact)
@@ -286,12 +289,13 @@ class Forwarder:
         store: DataStore,
         numbers: Sequence[int],
         operations: Sequence[Staged],
-        outcomes: Sequence[Outcome],
+        reply: submit_pb2.SubmitReply,
         queue: _Queue,
     ) -> None:
-        await self.write(lambda: self.catalog.note_outcomes(numbers, outcomes))
+        await self.write(lambda: self.catalog.note_outcomes(numbers, reply.outcomes))
         self.bell.ring()
-        for staged, outcome in zip(operations, outcomes, strict=True):
+        position = reply.position if reply.position.seq else None
+        for staged, outcome in zip(operations, reply.outcomes, strict=True):
             if outcome.outcome != submit_pb2.APPLIED:
                 self.observer.event(
                     "forward.conflict" if outcome.outcome == submit_pb2.CONFLICT else "forward.refused",
@@ -302,13 +306,14 @@ class Forwarder:
                 )
             waiter = queue.waiters.pop(staged.operation.id.random, None)
             if waiter is not None and not waiter.done():
-                waiter.set_result(outcome)
+                waiter.set_result((outcome, position))
 
     def _away(self, store: DataStore) -> Unreachable:
         return Unreachable(f"{store.owner}, who owns this DataStore, cannot be reached", "try again when it is back")
 
 
-def _outcome(future: asyncio.Future[Outcome], store: DataStore) -> Outcome:
+def _answer(future: asyncio.Future[Answer], store: DataStore) -> Answer:
     if future.done():
         return future.result()
-    return Outcome(outcome=submit_pb2.STAGED, reason=f"{store.owner} has not answered yet; it is sent when it does")
+    reason = f"{store.owner} has not answered yet; it is sent when it does"
+    return Outcome(outcome=submit_pb2.STAGED, reason=reason), None

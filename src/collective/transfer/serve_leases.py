@@ -121,6 +121,8 @@ class LeaseDesk:
         touched = set(directories)
         self.table.begin(touched)
         try:
+            if exact and self._closing:
+                raise Unreachable("this home's coordinator is stopping", "try again when it is back")
             if exact and (quiet := self.table.quiet_until - self._clock.monotonic()) > 0:
                 await asyncio.sleep(quiet)
             await self._clear(session, touched, exact=exact)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from collective.chunks import compute_layout_hash, page_name
 from collective.core.address import parse_address
 from collective.core.errors import CollectiveError, Corrupt, Refused
-from collective.core.layout import INLINE_LIMIT_BYTES, VersionLayout, decode_page
+from collective.core.layout import INLINE_LIMIT_BYTES, MAX_CHUNK_SIZE_BYTES, VersionLayout, decode_page
 from collective.transfer.leases import Directory
 from collective.wire import feed_pb2, submit_pb2
 
@@ -75,8 +75,12 @@ def _verify_layout(content: feed_pb2.Content, staged: submit_pb2.StagedOperation
     if [page_name(page) for page in staged.key_pages] != list(layout.key_pages):
         raise Corrupt("the sealed pages sent are not the ones the layout names")
     chunks = [chunk for page in staged.pages for chunk in decode_page(page)]
+    if not 0 < layout.chunk_size_bytes <= MAX_CHUNK_SIZE_BYTES:
+        raise Corrupt(f"chunks of {layout.chunk_size_bytes} bytes are none")
     shape = VersionLayout(layout.size_bytes, layout.chunk_size_bytes)
-    if [chunk.size_bytes for chunk in chunks] != [shape.chunk_size(index) for index in range(shape.chunk_count)]:
+    sizes = [chunk.size_bytes for chunk in chunks]
+    # the count first: a size that somebody made up is not counted through
+    if len(sizes) != shape.chunk_count or sizes != [shape.chunk_size(index) for index in range(len(sizes))]:
         raise Corrupt("the chunks listed do not add up to the file's size")
     if compute_layout_hash(layout) != layout.layout_hash:
         raise Corrupt("the layout is not the one its hash names")

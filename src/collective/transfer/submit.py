@@ -60,7 +60,7 @@ class StagedChanges:
 
     async def reply(self) -> submit_pb2.SubmitReply:
         """An outcome each: the owner's when it comes within 3 s, else STAGED. To be called once."""
-        return _reply(self.malformed, await self.receipt.outcomes(), None)
+        return _reply(self.malformed, *await self.receipt.outcomes())
 
 
 @dataclass
