@@ -9,7 +9,7 @@ from support.catalogs import TestFederation, operation_id, rebuild, state_of
 from collective.catalog import Catalog
 from collective.chunks import compute_layout_hash, page_name
 from collective.core.layout import ChunkReference, encode_page
-from collective.wire import control_pb2, feed_pb2
+from collective.wire import control_pb2, feed_pb2, submit_pb2
 
 ALICE, BOB = "alice.media.collective", "bob.media.collective"
 
@@ -93,3 +93,51 @@ def test_a_lost_copy_is_not_counted_until_it_is_whole(federation: TestFederation
     fresh = rebuild(federation, alice, federation.folder("rebuilt"))
     assert state_of(fresh) == state_of(alice)
     fresh.close()
+
+
+def test_whoever_wrote_into_anothers_datastore_fetches_what_it_lost(federation: TestFederation) -> None:
+    """The writer holds by the entry, the owner by its statement: each one's loss is mended the way it came to hold it."""
+    alice, bob = federation.catalogs["alice"], federation.add("bob")
+    store = alice.create_datastore(b"/media", feed_pb2.MEDIA, 2, {})
+    alice.grant(b"/media", [feed_pb2.READ, feed_pb2.WRITE], "bob@media.collective")
+    federation.sync()
+    page = encode_page([ChunkReference(os.urandom(32), 1 << 20)])
+    layout = feed_pb2.Layout(
+        version_id=os.urandom(16), size_bytes=1 << 20, chunk_size_bytes=1 << 20, coding=feed_pb2.Coding(k=1, m=0),
+        pages=[page_name(page)], key_pages=[page_name(b"sealed")], members=[BOB],
+    )  # fmt: skip
+    layout.layout_hash = compute_layout_hash(layout)
+    create = feed_pb2.Create(
+        parent=1, name=b"film", inode=alice.lease_numbers(store.feed_id, BOB, 1).start, mode=0o100644,
+        content=feed_pb2.Content(size_bytes=1 << 20, version_id=layout.version_id),
+    )  # fmt: skip
+    id_ = feed_pb2.OperationId(writer=BOB, random=os.urandom(16))
+    change = feed_pb2.TreeOperation(id=id_, create=create, time_nanoseconds=1)
+    staged = submit_pb2.StagedOperation(operation=change, layout=layout, pages=[page], key_pages=[b"sealed"])
+    outcomes, _ = alice.commit_operations(
+        store.feed_id, [staged], actor_domain=BOB, now=federation.clock.wall(), exact=False
+    )
+    assert [outcome.outcome for outcome in outcomes] == [submit_pb2.APPLIED], outcomes
+    alice.hold(store.feed_id, [layout.version_id])
+    federation.sync()
+    version = (store.feed_id, layout.version_id)
+    assert alice.holders(*version) == bob.holders(*version) == [BOB, ALICE]
+
+    alice.lose([version])
+    federation.sync()
+    assert alice.holders(*version) == bob.holders(*version) == [BOB]
+    assert alice.partial_holders(*version) == []
+    assert alice.versions_lost() == [], "its writer sends it again"
+    assert bob.copies_missing() == [(*version, ALICE)]
+    alice.hold(store.feed_id, [layout.version_id])
+
+    bob.lose([version])
+    federation.sync()
+    assert alice.holders(*version) == bob.holders(*version) == [ALICE]
+    assert alice.partial_holders(*version) == [BOB]
+    assert bob.versions_lost() == [version]
+    assert alice.copies_missing() == [(*version, BOB)], "the owner sends it back, should the writer not ask first"
+    bob.hold(store.feed_id, [layout.version_id])
+    federation.sync()
+    assert alice.holders(*version) == bob.holders(*version) == [BOB, ALICE]
+    assert bob.versions_lost() == alice.copies_missing() == []

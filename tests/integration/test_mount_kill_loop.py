@@ -69,7 +69,7 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
 
 def pending(home: Home) -> int:
     """What the home's mounts have not handed over yet."""
-    return sum(int(mount.get("pending", 0)) for mount in home.status()["mounts"])
+    return sum(int(mount["pending"]) for mount in home.status()["mounts"])
 
 
 @pytest.mark.timeout(115)

@@ -45,6 +45,9 @@ def status(context: click.Context, show_connections: bool, as_json: bool) -> Non
         click.echo(f"  peer {peer['member']}{where}  {state}")
     for store in document["datastores"]:
         click.echo(_store_line(store))
+    for mount in document["mounts"]:
+        waiting = f"{mount['pending']} changes on their way" if mount["pending"] else "everything handed over"
+        click.echo(f"  mount {mount['directory']}  {waiting}")
     for row in document["pending"]:
         reason = f": {row['reason']}" if row["reason"] else ""
         click.echo(f"  pending {row['owner']}  {row['changes']} changes {row['state']}{reason}  ({row['mend']})")
