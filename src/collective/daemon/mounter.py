@@ -163,9 +163,7 @@ async def _write_statistics(side: ReadSide, options: MountOptions, record: Path,
             _write_record(record, options, writer, side.fetcher.bytes_by_member())
 
 
-def _write_record(
-    record: Path, options: MountOptions, writer: Writer | None, bytes_by_member: dict[str, int]
-) -> None:
+def _write_record(record: Path, options: MountOptions, writer: Writer | None, bytes_by_member: dict[str, int]) -> None:
     document = {
         "directory": str(options.directory),
         "pid": os.getpid(),
