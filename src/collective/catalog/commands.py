@@ -36,15 +36,16 @@ def plan_put(ledger: Ledger, id_: Id, request: control_pb2.PutFile, actor: str, 
         parent = plan.directory(names[:-1], make=request.make_parents)
         standing = plan.child(parent, names[-1]) if not plan.staged else None
         _check_expected(request, standing)
+        mtime_ns = request.mtime_nanoseconds or None
         if standing is None:
             mode = stat.S_IFREG | stat.S_IMODE(request.mode or 0o644)
-            plan.create(parent, names[-1], mode, mtime_nanoseconds=request.mtime_nanoseconds, content=request.content)
+            plan.create(parent, names[-1], mode, mtime_nanoseconds=mtime_ns, content=request.content)
         else:
             if request.mode and stat.S_IMODE(request.mode) != stat.S_IMODE(standing.mode):
                 plan.add(set_attributes=feed_pb2.SetAttributes(inode=standing.number, mode=request.mode))
             plan.add(
                 set_content=feed_pb2.SetContent(
-                    inode=standing.number, content=request.content, mtime_nanoseconds=request.mtime_nanoseconds
+                    inode=standing.number, content=request.content, mtime_nanoseconds=mtime_ns
                 ),
                 expectations=[expected_content(ledger, standing)],
             )

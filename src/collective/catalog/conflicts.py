@@ -220,7 +220,7 @@ class Repair:
             parent=parent,
             name=name,
             inode=number,
-            mtime_nanoseconds=change.mtime_nanoseconds,
+            mtime_nanoseconds=change.mtime_nanoseconds if change.HasField("mtime_nanoseconds") else None,
             content=change.content,
         )
         like.MergeFrom(made)

@@ -159,7 +159,7 @@ class _Rules:
             content = _stored(change.content, provisional=not change.HasField("content"))
         else:
             content = StoredContent(len(target or b""), None, provisional=True)
-        mtime_ns = change.mtime_nanoseconds or self._time_ns
+        mtime_ns = change.mtime_nanoseconds if change.HasField("mtime_nanoseconds") else self._time_ns
         attributes = Attributes(
             mode=change.mode,
             uid=change.uid,
@@ -269,7 +269,8 @@ class _Rules:
         if not stat.S_ISREG(inode.mode):
             raise _SkipError("only a file has content")
         content = _stored(change.content, provisional=change.provisional)
-        self._tree.replace_content(inode.number, content, change.mtime_nanoseconds or self._time_ns, self._time_ns)
+        mtime_ns = change.mtime_nanoseconds if change.HasField("mtime_nanoseconds") else self._time_ns
+        self._tree.replace_content(inode.number, content, mtime_ns, self._time_ns)
 
     # ------------------------------------------------------------ parts
 

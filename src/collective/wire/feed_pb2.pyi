@@ -1439,6 +1439,7 @@ class Create(_message.Message):
     uid: _builtins.int
     gid: _builtins.int
     mtime_nanoseconds: _builtins.int
+    """absent: when it was made; 0 is the first of January 1970"""
     symlink_target: _builtins.bytes
     rdev: _builtins.int
     @_builtins.property
@@ -1452,16 +1453,18 @@ class Create(_message.Message):
         mode: _builtins.int = ...,
         uid: _builtins.int = ...,
         gid: _builtins.int = ...,
-        mtime_nanoseconds: _builtins.int = ...,
+        mtime_nanoseconds: _builtins.int | None = ...,
         symlink_target: _builtins.bytes = ...,
         content: Global___Content | None = ...,
         rdev: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mtime_nanoseconds", b"_mtime_nanoseconds", "content", b"content", "mtime_nanoseconds", b"mtime_nanoseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "gid", b"gid", "inode", b"inode", "mode", b"mode", "mtime_nanoseconds", b"mtime_nanoseconds", "name", b"name", "parent", b"parent", "rdev", b"rdev", "symlink_target", b"symlink_target", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mtime_nanoseconds", b"_mtime_nanoseconds", "content", b"content", "gid", b"gid", "inode", b"inode", "mode", b"mode", "mtime_nanoseconds", b"mtime_nanoseconds", "name", b"name", "parent", b"parent", "rdev", b"rdev", "symlink_target", b"symlink_target", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mtime_nanoseconds: _TypeAlias = _typing.Literal["mtime_nanoseconds"]  # noqa: Y015
+    _WhichOneofArgType__mtime_nanoseconds: _TypeAlias = _typing.Literal["_mtime_nanoseconds", b"_mtime_nanoseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mtime_nanoseconds) -> _WhichOneofReturnType__mtime_nanoseconds | None: ...
 
 Global___Create: _TypeAlias = Create  # noqa: Y015
 
@@ -1662,6 +1665,7 @@ class SetContent(_message.Message):
     PROVISIONAL_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
     mtime_nanoseconds: _builtins.int
+    """as in Create"""
     provisional: _builtins.bool
     """a file still being written: no version that anybody will want back"""
     @_builtins.property
@@ -1671,13 +1675,15 @@ class SetContent(_message.Message):
         *,
         inode: _builtins.int = ...,
         content: Global___Content | None = ...,
-        mtime_nanoseconds: _builtins.int = ...,
+        mtime_nanoseconds: _builtins.int | None = ...,
         provisional: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mtime_nanoseconds", b"_mtime_nanoseconds", "content", b"content", "mtime_nanoseconds", b"mtime_nanoseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "inode", b"inode", "mtime_nanoseconds", b"mtime_nanoseconds", "provisional", b"provisional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mtime_nanoseconds", b"_mtime_nanoseconds", "content", b"content", "inode", b"inode", "mtime_nanoseconds", b"mtime_nanoseconds", "provisional", b"provisional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mtime_nanoseconds: _TypeAlias = _typing.Literal["mtime_nanoseconds"]  # noqa: Y015
+    _WhichOneofArgType__mtime_nanoseconds: _TypeAlias = _typing.Literal["_mtime_nanoseconds", b"_mtime_nanoseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mtime_nanoseconds) -> _WhichOneofReturnType__mtime_nanoseconds | None: ...
 
 Global___SetContent: _TypeAlias = SetContent  # noqa: Y015
