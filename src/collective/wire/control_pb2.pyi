@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import feed_pb2 as _feed_pb2
+from collective.wire import gossip_pb2 as _gossip_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -161,10 +162,33 @@ class PeerConnectReply(_message.Message):
 Global___PeerConnectReply: _TypeAlias = PeerConnectReply  # noqa: Y015
 
 @_typing.final
+class GossipReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_gossip_pb2.SignedGossip]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_gossip_pb2.SignedGossip] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GossipReply: _TypeAlias = GossipReply  # noqa: Y015
+
+@_typing.final
 class FollowRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADS_FIELD_NUMBER: _builtins.int
+    ONCE_FIELD_NUMBER: _builtins.int
+    once: _builtins.bool
+    """only the feeds named, only what is there now: then the stream ends"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
         """what the caller has"""
@@ -173,10 +197,11 @@ class FollowRequest(_message.Message):
         self,
         *,
         heads: _abc.Iterable[_feed_pb2.FeedHead] | None = ...,
+        once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "once", b"once"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import control_pb2 as _control_pb2
+from collective.wire import gossip_pb2 as _gossip_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -36,6 +37,8 @@ class FederationStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FederationAsyncStub: ...
     PeerConnect: _grpc.UnaryUnaryMultiCallable[_control_pb2.PeerConnectRequest, _control_pb2.PeerConnectReply]
+    Gossip: _grpc.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]
+    """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _grpc.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]
     """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
     OpenVersion: _grpc.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]
@@ -53,6 +56,8 @@ class FederationAsyncStub(FederationStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PeerConnect: _aio.UnaryUnaryMultiCallable[_control_pb2.PeerConnectRequest, _control_pb2.PeerConnectReply]  # type: ignore[assignment]
+    Gossip: _aio.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]  # type: ignore[assignment]
+    """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _aio.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]  # type: ignore[assignment]
     """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
     OpenVersion: _aio.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]  # type: ignore[assignment]
@@ -73,6 +78,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.PeerConnectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PeerConnectReply, _abc.Awaitable[_control_pb2.PeerConnectReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Gossip(
+        self,
+        request: _gossip_pb2.SignedGossip,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GossipReply, _abc.Awaitable[_control_pb2.GossipReply]]:
+        """One signed gossip message; what the recipient has to tell the caller comes back with it."""
 
     @_abc_1.abstractmethod
     def Follow(
