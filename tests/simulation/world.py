@@ -51,6 +51,10 @@ class Feeds(Protocol):
 
     def may_follow(self, member: str, feed: bytes) -> bool: ...
 
+    def rights(self) -> int:
+        """Grows when anybody's right to follow a feed may have changed."""
+        ...
+
     def roster(self) -> list[str]: ...
 
     def in_order(self, feeds: Iterable[bytes]) -> list[bytes]: ...
@@ -70,8 +74,7 @@ class MemoryFeeds:
 
     def heads(self) -> dict[bytes, Head]:
         return {
-            feed: Head(1, b"e" * 16, len(entries), blake3(entries[-1]).digest())
-            for feed, entries in self.feeds.items()
+            feed: Head(1, b"e" * 16, len(entries), blake3(entries[-1]).digest()) for feed, entries in self.feeds.items()
         }
 
     def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]:
@@ -91,6 +94,9 @@ class MemoryFeeds:
 
     def may_follow(self, member: str, feed: bytes) -> bool:
         return member in self.secret.get(feed, frozenset(self.members))
+
+    def rights(self) -> int:
+        return 0
 
     def roster(self) -> list[str]:
         return list(self.members)
@@ -200,6 +206,7 @@ class Member:
         self._offset = 0.0
         self._alarm = float("inf")
         self._seen: dict[bytes, int] = {}
+        self._rights = 0
 
     # ------------------------------------------------------------ a life
 
@@ -244,7 +251,9 @@ class Member:
             entries = self.feeds.entries_after(feed, self._seen.get(feed, 0))
             self._seen[feed] = moved[feed].seq
             self._carry_out(self.engine.advanced(feed, moved[feed], entries, self._time()))
-        self._carry_out(self.engine.rights_changed(self._time()))
+        if self.feeds.rights() != self._rights:
+            self._rights = self.feeds.rights()
+            self._carry_out(self.engine.rights_changed(self._time()))
 
     def receive(self, sender: str, raw: bytes) -> None:
         if self.engine is None:

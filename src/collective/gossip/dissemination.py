@@ -3,7 +3,8 @@
 A new entry goes at once to `fanout` followers of its feed. Each is given a part of the ring of names to pass it on in,
 and divides that part again: without loss everybody gets it exactly once, after log n hops. Trees break where messages
 are lost or somebody is down, so whoever has news also tells its head, not its entries, to `fanout` others each round,
-for about log n rounds or until all are known to have it; who lacks it asks for it. Statements and suspicions are as
+for about log n rounds or until all are known to have it; who lacks it answers and is sent it. Every answer "I have it"
+shortens that. Statements and suspicions are as
 small as a notice and travel by rounds alone; hearing one again shortens its life.
 
 Source: Demers et al., "Epidemic algorithms" (PODC 1987); Leitao et al., "Epidemic broadcast trees" (SRDS 2007).
@@ -20,11 +21,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from collective.gossip.settings import GossipSettings
 
-__all__ = ["MAX_PUSH_BYTES", "Dissemination", "Head", "Interval", "Part", "divide"]
+__all__ = ["MAX_PUSH_BYTES", "NOBODY", "Dissemination", "Head", "Interval", "Part", "divide"]
 
 Key = TypeVar("Key", bound=Hashable)
 MAX_PUSH_BYTES = 64 * 1024  # entries of one feed in a push; what is larger is pulled
 MAX_HOT = 1024  # feeds, statements and suspicions that are told on at once
+LINGER_ROUNDS = 4  # entries stay at hand so long after they were last told on: somebody may just be asking
 MOST_PER_ROUND = 256  # of each, to one peer in one round
 
 
@@ -38,10 +40,13 @@ class Head(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """The ring of names past `after` up to and with `up_to`; all of it when they are the same."""
+    """The ring of names past `after` up to and with `up_to`; all of it when they are the same, nobody when empty."""
 
     after: str
     up_to: str
+
+
+NOBODY = Interval("", "")
 
 
 class Part(NamedTuple):
@@ -53,6 +58,8 @@ class Part(NamedTuple):
 
 def divide(ring: Sequence[str], interval: Interval, fanout: int, random: Random) -> list[Part]:
     """Divide the sorted ring's members in the interval into at most `fanout` parts, one member of each to be told."""
+    if not interval.up_to:
+        return []
     start, end = bisect_right(ring, interval.after), bisect_right(ring, interval.up_to)
     inside = ring[start:end] if interval.after < interval.up_to else [*ring[start:], *ring[:end]]
     parts: list[Part] = []
@@ -73,6 +80,7 @@ class FeedNews:
     head: Head
     entries: list[tuple[int, bytes]]
     rounds_left: int
+    echoes_left: int  # how many more may say that they have it before it is told on no longer
     has_it: set[str] = field(default_factory=set)
 
 
@@ -110,7 +118,7 @@ class Dissemination:
         self.feeds.pop(feed, None)
         self._make_room(self.feeds)
         rounds = self._rounds(len(followers))
-        news = self.feeds[feed] = FeedNews(head, list(entries), rounds, set(had_it))
+        news = self.feeds[feed] = FeedNews(head, list(entries), 2 * rounds, rounds, set(had_it))
         self.next_round = min(self.next_round, now + self._settings.round_seconds)
         ring = [domain for domain in followers if domain != self._own and domain not in news.has_it]
         return divide(ring, interval, self._settings.fanout, self._random)
@@ -132,26 +140,43 @@ class Dissemination:
         """A rumour that is not true any more."""
         self.rumours.pop(key, None)
 
-    def has(self, peer: str, feed: bytes, head: Head) -> None:
-        """A peer told how far a feed has got there."""
+    def told(self, peer: str, feed: bytes, head: Head, answer: bool) -> None:
+        """A peer said how far a feed has got there. In answer to a notice: the news are not as new as was thought, or,
+        where somebody lacks them, not as old.
+        """
         news = self.feeds.get(feed)
-        if news is not None and (head.epoch_number, head.seq) >= (news.head.epoch_number, news.head.seq):
+        if news is None:
+            return
+        if head.seq >= news.head.seq:
             news.has_it.add(peer)
+            news.echoes_left -= answer
+        elif answer:
+            news.echoes_left = self._rounds(len(news.has_it))
+
+    def first_seq(self, feed: bytes) -> int:
+        """From where on entries of a feed are at hand; 0 when none are."""
+        news = self.feeds.get(feed)
+        return news.entries[0][0] if news is not None and news.entries else 0
+
+    def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]:
+        """The entries past `seq` that are at hand; none unless they follow it directly."""
+        first = self.first_seq(feed)
+        return self.feeds[feed].entries[seq + 1 - first :] if 0 < first <= seq + 1 else []
 
     def round(
         self, live: Collection[str], followers: Callable[[bytes], Sequence[str]], now: float
-    ) -> tuple[dict[str, list[tuple[bytes, Head]]], dict[str, list[object]]]:
-        """One round: (peer -> heads to tell, peer -> statements and suspicions to tell)."""
-        heads: dict[str, list[tuple[bytes, Head]]] = {}
+    ) -> tuple[dict[str, list[bytes]], dict[str, list[object]]]:
+        """One round: (peer -> feeds whose heads to tell, peer -> statements and suspicions to tell)."""
+        heads: dict[str, list[bytes]] = {}
         payloads: dict[str, list[object]] = {}
         for feed, news in list(self.feeds.items()):
             open_ = [domain for domain in followers(feed) if domain not in news.has_it and domain != self._own]
-            for peer in self._draw(open_):
+            for peer in self._draw(open_) if min(news.rounds_left, news.echoes_left) > 0 else ():
                 told = heads.setdefault(peer, [])
                 if len(told) < MOST_PER_ROUND:
-                    told.append((feed, news.head))
+                    told.append(feed)
             news.rounds_left -= 1
-            if news.rounds_left <= 0 or not open_:
+            if news.rounds_left <= -LINGER_ROUNDS or not open_:
                 del self.feeds[feed]
         if self.rumours:
             peers = self._draw(sorted(live))

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from collective.gossip.antientropy import feed_head
 from collective.gossip.dissemination import MAX_PUSH_BYTES, Head, Interval
 from collective.gossip.effects import Effect, MemberView
 from collective.gossip.listening import Listener
 from collective.wire.feed_pb2 import Endpoint
-from collective.wire.gossip_pb2 import JOIN, LEAVE, UPDATE, Push
+from collective.wire.gossip_pb2 import JOIN, LEAVE, UPDATE
 
 __all__ = ["Engine"]
 
@@ -80,24 +79,19 @@ class Engine(Listener):
         if head.seq < arriving.seq if arriving else feed in self.entropy.pulling:
             parts = []  # catching up with what is news to nobody but this member: rounds are enough
         for part in parts:
-            push = Push(
-                head=feed_head(feed, head),
-                first_seq=entries[0][0] if entries else 0,
-                entries=[raw for _, raw in entries],
-                after=part.interval.after,
-                up_to=part.interval.up_to,
-            )
-            self._outbox.to(part.target, push).pushes.append(push)
+            self._push(part.target, feed, entries, part.interval)
+        if before is None:
+            for follower in self._followers(feed):
+                if follower in self._shared:
+                    self._shared[follower] |= {feed}
         return self._finish()
 
     def rights_changed(self, now: float) -> list[Effect]:
         """`may_follow` answers otherwise for somebody: tell whom of the feeds it may follow from now on."""
         for peer in self.membership.live():
             shared = frozenset(self.entropy.known_all(peer))
-            for feed in sorted(shared - self._shared.get(peer, frozenset())):
-                if self.membership.peers[peer].known.get(feed, 0) < self.entropy.heads[feed].seq:
-                    notice = feed_head(feed, self.entropy.heads[feed])
-                    self._outbox.to(peer, notice).notices.append(notice)
+            for feed in sorted(shared - self._shared.get(peer, shared)):
+                self._notice(peer, feed)
             self._shared[peer] = shared
         return self._finish()
 
@@ -142,9 +136,8 @@ class Engine(Listener):
         if now >= self.dissemination.next_round:
             heads, payloads = self.dissemination.round(self.membership.live(), self._followers, now)
             for peer, told in heads.items():
-                for feed, head in told:
-                    notice = feed_head(feed, head)
-                    self._outbox.to(peer, notice).notices.append(notice)
+                for feed in told:
+                    self._notice(peer, feed)
             for peer, rumours in payloads.items():
                 for rumour in rumours:
                     self._add_rumour(peer, rumour)
@@ -157,4 +150,3 @@ class Engine(Listener):
             behind, ahead = self.entropy.behind(domain, peer.known) if peer.compared else (None, None)
             views.append(MemberView(domain, peer.state, peer.last_heard, peer.incarnation, behind, ahead))
         return views
-

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collective.core.errors import CollectiveError, Refused
 from collective.gossip.antientropy import feed_head, head_of
-from collective.gossip.dissemination import Interval
+from collective.gossip.dissemination import NOBODY, Interval, divide
 from collective.gossip.effects import Deliver, Effect, Learned
 from collective.gossip.membership import Peer
 from collective.gossip.messages import MAX_REPEATED, MOST_LEAP, Opened, open_heartbeat
 from collective.gossip.speaking import Arriving, Speaker
-from collective.wire.feed_pb2 import FeedHead
-from collective.wire.gossip_pb2 import LEAVE, UPDATE, Digest, GossipMessage, Probe, Push, SignedGossip, Suspicion
+from collective.wire.gossip_pb2 import (
+    LEAVE,
+    UPDATE,
+    Digest,
+    GossipMessage,
+    Notice,
+    Probe,
+    Push,
+    SignedGossip,
+    Suspicion,
+)
 
 __all__ = ["Listener"]
 
@@ -44,7 +53,7 @@ class Listener(Speaker):
         for push in message.pushes:
             self._take_push(peer, push, message.answer, now)
         for notice in message.notices:
-            self._take_head(peer, notice, message.answer, now)
+            self._take_notice(peer, notice, message.answer, now)
         if message.HasField("digest"):
             self._take_digest(peer, message, now)
         if message.summary:
@@ -113,8 +122,10 @@ class Listener(Speaker):
     def _take_push(self, peer: Peer, push: Push, answer: bool, now: float) -> None:
         feed, head = push.head.feed_id, head_of(push.head)
         here = self._here(feed)
+        if head.seq <= here and feed in self.dissemination.feeds:
+            self._pass_on(feed, Interval(push.after, push.up_to), peer.domain)  # it came another way before
         if head.seq <= here or not self._may_follow(self.own, feed):
-            self._take_head(peer, push.head, answer, now)
+            self._take_notice(peer, Notice(head=push.head, first_seq=push.first_seq), answer, now)
             return
         peer.known[feed] = max(peer.known.get(feed, 0), head.seq)
         if push.entries and push.first_seq <= here + 1 and push.first_seq + len(push.entries) == head.seq + 1:
@@ -124,20 +135,34 @@ class Listener(Speaker):
         elif self._pull(peer.domain, {feed: here}):
             self._arriving[feed] = Arriving(head.seq, Interval(push.after, push.up_to), peer.domain)
 
-    def _take_head(self, peer: Peer, told: FeedHead, answer: bool, now: float) -> None:
-        """A peer says how far a feed is there."""
-        feed, head = told.feed_id, head_of(told)
-        self.dissemination.has(peer.domain, feed, head)
+    def _pass_on(self, feed: bytes, interval: Interval, source: str) -> None:
+        """Serve a part of the ring with news that is here already."""
+        has_it = self.dissemination.feeds[feed].has_it
+        ring = [domain for domain in self._followers(feed) if domain not in has_it and domain != source]
+        for part in divide(ring, interval, self.settings.fanout, self._random):
+            self._push(part.target, feed, self.dissemination.feeds[feed].entries, part.interval)
+
+    def _take_notice(self, peer: Peer, notice: Notice, answer: bool, now: float) -> None:
+        """A peer says how far a feed is there: who is behind answers, who is asked sends."""
+        feed, head = notice.head.feed_id, head_of(notice.head)
         if not self._may_follow(self.own, feed):
             self.entropy.want(peer.domain, now)  # what says that this member may follow it has not arrived
             return
+        self.dissemination.told(peer.domain, feed, head, answer)
         peer.known[feed] = max(peer.known.get(feed, 0), head.seq)
         here = self._here(feed)
         if head.seq > here:
-            self._pull(peer.domain, {feed: here})
-        elif not answer and feed in self.entropy.heads and self._may_follow(peer.domain, feed):
-            mine = feed_head(feed, self.entropy.heads[feed])
-            self._outbox.to(peer.domain, mine, answer=True).notices.append(mine)
+            patience = self.settings.round_seconds  # for the way there and back, before another is asked
+            if not 0 < notice.first_seq <= here + 1 or answer:
+                self._pull(peer.domain, {feed: here})
+            elif feed not in self.entropy.pulling and now - self._asked.get(feed, -patience) >= patience:
+                self._asked[feed] = now
+                self._notice(peer.domain, feed, answer=True)
+        elif feed in self.entropy.heads and self._may_follow(peer.domain, feed):
+            if not answer:
+                self._notice(peer.domain, feed, answer=True)
+            elif entries := self.dissemination.entries_after(feed, head.seq):
+                self._push(peer.domain, feed, entries, NOBODY)
 
     def _take_summary(self, peer: Peer, message: GossipMessage, now: float) -> None:
         ours = self._summary(peer.domain)
@@ -169,4 +194,3 @@ class Listener(Speaker):
             heads = [feed_head(feed, head) for feed, head in difference.missing_there[:MAX_REPEATED]]
             reply = Digest(heads=heads, wanted=older[:MAX_REPEATED])
             self._outbox.to(peer.domain, reply, single="digest", answer=True).digest.CopyFrom(reply)
-

@@ -13,6 +13,7 @@ from collective.wire.gossip_pb2 import HEARTBEAT, GossipMessage
 
 __all__ = ["Outbox"]
 
+Single = Literal["", "probe", "digest"]  # fields of which a message has one
 ROOM_BYTES = 256 * 1024  # half of what a message may have: what is not counted here is small
 
 
@@ -29,7 +30,14 @@ class Outbox:
     def __init__(self) -> None:
         self._open: dict[str, list[_Open]] = {}
 
-    def to(self, peer: str, part: Message | None = None, *, single: Literal["", "probe", "digest"] = "", answer: bool = False) -> GossipMessage:
+    def to(
+        self,
+        peer: str,
+        part: Message | None = None,
+        *,
+        single: Single = "",
+        answer: bool = False,
+    ) -> GossipMessage:
         """A message to the peer that has room for `part`, whose field `single` is not taken; the caller fills it in."""
         size = part.ByteSize() if part is not None else 0
         messages = self._open.setdefault(peer, [])

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from collective.gossip.antientropy import AntiEntropy, MayFollow
-from collective.gossip.dissemination import Dissemination, Interval
+from collective.gossip.antientropy import AntiEntropy, MayFollow, feed_head
+from collective.gossip.dissemination import Dissemination, Head, Interval
 from collective.gossip.effects import Effect, Persist, Pull, Send, StateChanged
 from collective.gossip.membership import REACHABLE, Ask, Changed, Membership, Nack, Peer, Ping, State
 from collective.gossip.messages import Opened, Sign, Verify, Versions, seal
 from collective.gossip.outbox import Outbox
 from collective.gossip.settings import GossipSettings
 from collective.gossip.statements import Self, Statements
-from collective.wire.gossip_pb2 import GossipMessage, Probe, SignedGossip, Suspicion
+from collective.wire.gossip_pb2 import GossipMessage, Notice, Probe, Push, SignedGossip, Suspicion
 
 __all__ = ["Arriving", "Speaker"]
+
+NO_HEAD = Head(0, b"", 0, b"")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Speaker:
         self._outbox = Outbox()
         self._effects: list[Effect] = []
         self._arriving: dict[bytes, Arriving] = {}
+        self._asked: dict[bytes, float] = {}  # when entries of a feed were last asked for by answering a notice
         self._introduce: set[str] = set()  # who needs this member's certificates with the next message
         self._shared: dict[str, frozenset[bytes]] = {}
         self._next_gossip = float("inf")
@@ -100,6 +103,23 @@ class Speaker:
         message = self._outbox.to(peer, single="probe", answer=kind in (Probe.ACK, Probe.NACK))
         message.probe.kind, message.probe.nonce, message.probe.target = kind, nonce, target
         return message
+
+    def _push(self, peer: str, feed: bytes, entries: Sequence[tuple[int, bytes]], interval: Interval) -> None:
+        """Send entries, or the head alone where there are none, with the part of the ring to pass them on in."""
+        push = Push(
+            head=feed_head(feed, self.entropy.heads[feed]),
+            first_seq=entries[0][0] if entries else 0,
+            entries=[raw for _, raw in entries],
+            after=interval.after,
+            up_to=interval.up_to,
+        )
+        self._outbox.to(peer, push).pushes.append(push)
+
+    def _notice(self, peer: str, feed: bytes, *, answer: bool = False) -> None:
+        """Tell a peer how far a feed has got here, at 0 when there is nothing of it."""
+        head = self.entropy.heads.get(feed, NO_HEAD)
+        notice = Notice(head=feed_head(feed, head), first_seq=self.dissemination.first_seq(feed))
+        self._outbox.to(peer, notice, answer=answer).notices.append(notice)
 
     def _add_rumour(self, peer: str, rumour: object) -> None:
         if isinstance(rumour, Opened):

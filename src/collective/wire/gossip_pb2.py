@@ -25,31 +25,33 @@ _sym_db = _symbol_database.Default()
 from collective.wire import feed_pb2 as collective_dot_wire_dot_feed__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ollective/wire/gossip.proto\x12\rcollective.v1\x1a\x1a\x63ollective/wire/feed.proto\"2\n\x0cSignedGossip\x12\x0f\n\x07message\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xcc\x04\n\rGossipMessage\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\x12\'\n\x04type\x18\x03 \x01(\x0e\x32\x19.collective.v1.GossipType\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x0f\n\x07lamport\x18\x06 \x01(\x04\x12\x1e\n\x16timestamp_milliseconds\x18\x07 \x01(\x04\x12*\n\tendpoints\x18\x08 \x03(\x0b\x32\x17.collective.v1.Endpoint\x12\x12\n\ndatastores\x18\t \x03(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\n \x03(\x0c\x12\x11\n\trecipient\x18\x0b \x01(\t\x12#\n\x05probe\x18\x0c \x01(\x0b\x32\x14.collective.v1.Probe\x12\x0f\n\x07summary\x18\r \x01(\x0c\x12\x0f\n\x07\x63ompare\x18\x0e \x01(\x08\x12%\n\x06\x64igest\x18\x0f \x01(\x0b\x32\x15.collective.v1.Digest\x12/\n\nstatements\x18\x10 \x03(\x0b\x32\x1b.collective.v1.SignedGossip\x12,\n\nsuspicions\x18\x11 \x03(\x0b\x32\x18.collective.v1.Suspicion\x12#\n\x06pushes\x18\x12 \x03(\x0b\x32\x13.collective.v1.Push\x12(\n\x07notices\x18\x13 \x03(\x0b\x32\x17.collective.v1.FeedHead\x12\x0e\n\x06\x61nswer\x18\x14 \x01(\x08\"\x9c\x01\n\x05Probe\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.collective.v1.Probe.Kind\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x0e\n\x06target\x18\x03 \x01(\t\"K\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04PING\x10\x01\x12\x07\n\x03\x41\x43K\x10\x02\x12\x10\n\x0cPING_REQUEST\x10\x03\x12\x08\n\x04NACK\x10\x04\"B\n\tSuspicion\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08\x61\x63\x63users\x18\x03 \x03(\t\"o\n\x04Push\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x17.collective.v1.FeedHead\x12\x11\n\tfirst_seq\x18\x02 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x03 \x03(\x0c\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\x12\r\n\x05up_to\x18\x05 \x01(\t\"F\n\x0eStatementStamp\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07lamport\x18\x03 \x01(\x04\"\x93\x01\n\x06\x44igest\x12&\n\x05heads\x18\x01 \x03(\x0b\x32\x17.collective.v1.FeedHead\x12-\n\x06stamps\x18\x02 \x03(\x0b\x32\x1d.collective.v1.StatementStamp\x12\x11\n\tfrom_feed\x18\x03 \x01(\x0c\x12\x0f\n\x07to_feed\x18\x04 \x01(\x0c\x12\x0e\n\x06wanted\x18\x05 \x03(\t\"t\n\x0bGossipState\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07lamport\x18\x03 \x01(\x04\x12/\n\nstatements\x18\x04 \x03(\x0b\x32\x1b.collective.v1.SignedGossip*Y\n\nGossipType\x12\x1b\n\x17GOSSIP_TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04JOIN\x10\x01\x12\t\n\x05LEAVE\x10\x02\x12\n\n\x06UPDATE\x10\x03\x12\r\n\tHEARTBEAT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ollective/wire/gossip.proto\x12\rcollective.v1\x1a\x1a\x63ollective/wire/feed.proto\"2\n\x0cSignedGossip\x12\x0f\n\x07message\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xca\x04\n\rGossipMessage\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\x12\'\n\x04type\x18\x03 \x01(\x0e\x32\x19.collective.v1.GossipType\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x0f\n\x07lamport\x18\x06 \x01(\x04\x12\x1e\n\x16timestamp_milliseconds\x18\x07 \x01(\x04\x12*\n\tendpoints\x18\x08 \x03(\x0b\x32\x17.collective.v1.Endpoint\x12\x12\n\ndatastores\x18\t \x03(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\n \x03(\x0c\x12\x11\n\trecipient\x18\x0b \x01(\t\x12#\n\x05probe\x18\x0c \x01(\x0b\x32\x14.collective.v1.Probe\x12\x0f\n\x07summary\x18\r \x01(\x0c\x12\x0f\n\x07\x63ompare\x18\x0e \x01(\x08\x12%\n\x06\x64igest\x18\x0f \x01(\x0b\x32\x15.collective.v1.Digest\x12/\n\nstatements\x18\x10 \x03(\x0b\x32\x1b.collective.v1.SignedGossip\x12,\n\nsuspicions\x18\x11 \x03(\x0b\x32\x18.collective.v1.Suspicion\x12#\n\x06pushes\x18\x12 \x03(\x0b\x32\x13.collective.v1.Push\x12&\n\x07notices\x18\x13 \x03(\x0b\x32\x15.collective.v1.Notice\x12\x0e\n\x06\x61nswer\x18\x14 \x01(\x08\"\x9c\x01\n\x05Probe\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.collective.v1.Probe.Kind\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x0e\n\x06target\x18\x03 \x01(\t\"K\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04PING\x10\x01\x12\x07\n\x03\x41\x43K\x10\x02\x12\x10\n\x0cPING_REQUEST\x10\x03\x12\x08\n\x04NACK\x10\x04\"B\n\tSuspicion\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08\x61\x63\x63users\x18\x03 \x03(\t\"o\n\x04Push\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x17.collective.v1.FeedHead\x12\x11\n\tfirst_seq\x18\x02 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x03 \x03(\x0c\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\x12\r\n\x05up_to\x18\x05 \x01(\t\"B\n\x06Notice\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x17.collective.v1.FeedHead\x12\x11\n\tfirst_seq\x18\x02 \x01(\x04\"F\n\x0eStatementStamp\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07lamport\x18\x03 \x01(\x04\"\x93\x01\n\x06\x44igest\x12&\n\x05heads\x18\x01 \x03(\x0b\x32\x17.collective.v1.FeedHead\x12-\n\x06stamps\x18\x02 \x03(\x0b\x32\x1d.collective.v1.StatementStamp\x12\x11\n\tfrom_feed\x18\x03 \x01(\x0c\x12\x0f\n\x07to_feed\x18\x04 \x01(\x0c\x12\x0e\n\x06wanted\x18\x05 \x03(\t\"t\n\x0bGossipState\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07lamport\x18\x03 \x01(\x04\x12/\n\nstatements\x18\x04 \x03(\x0b\x32\x1b.collective.v1.SignedGossip*Y\n\nGossipType\x12\x1b\n\x17GOSSIP_TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04JOIN\x10\x01\x12\t\n\x05LEAVE\x10\x02\x12\n\n\x06UPDATE\x10\x03\x12\r\n\tHEARTBEAT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'collective.wire.gossip_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GOSSIPTYPE']._serialized_start=1398
-  _globals['_GOSSIPTYPE']._serialized_end=1487
+  _globals['_GOSSIPTYPE']._serialized_start=1464
+  _globals['_GOSSIPTYPE']._serialized_end=1553
   _globals['_SIGNEDGOSSIP']._serialized_start=75
   _globals['_SIGNEDGOSSIP']._serialized_end=125
   _globals['_GOSSIPMESSAGE']._serialized_start=128
-  _globals['_GOSSIPMESSAGE']._serialized_end=716
-  _globals['_PROBE']._serialized_start=719
-  _globals['_PROBE']._serialized_end=875
-  _globals['_PROBE_KIND']._serialized_start=800
-  _globals['_PROBE_KIND']._serialized_end=875
-  _globals['_SUSPICION']._serialized_start=877
-  _globals['_SUSPICION']._serialized_end=943
-  _globals['_PUSH']._serialized_start=945
-  _globals['_PUSH']._serialized_end=1056
-  _globals['_STATEMENTSTAMP']._serialized_start=1058
-  _globals['_STATEMENTSTAMP']._serialized_end=1128
-  _globals['_DIGEST']._serialized_start=1131
-  _globals['_DIGEST']._serialized_end=1278
-  _globals['_GOSSIPSTATE']._serialized_start=1280
-  _globals['_GOSSIPSTATE']._serialized_end=1396
+  _globals['_GOSSIPMESSAGE']._serialized_end=714
+  _globals['_PROBE']._serialized_start=717
+  _globals['_PROBE']._serialized_end=873
+  _globals['_PROBE_KIND']._serialized_start=798
+  _globals['_PROBE_KIND']._serialized_end=873
+  _globals['_SUSPICION']._serialized_start=875
+  _globals['_SUSPICION']._serialized_end=941
+  _globals['_PUSH']._serialized_start=943
+  _globals['_PUSH']._serialized_end=1054
+  _globals['_NOTICE']._serialized_start=1056
+  _globals['_NOTICE']._serialized_end=1122
+  _globals['_STATEMENTSTAMP']._serialized_start=1124
+  _globals['_STATEMENTSTAMP']._serialized_end=1194
+  _globals['_DIGEST']._serialized_start=1197
+  _globals['_DIGEST']._serialized_end=1344
+  _globals['_GOSSIPSTATE']._serialized_start=1346
+  _globals['_GOSSIPSTATE']._serialized_end=1462
 # @@protoc_insertion_point(module_scope)

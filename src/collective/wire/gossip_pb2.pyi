@@ -146,9 +146,7 @@ class GossipMessage(_message.Message):
     @_builtins.property
     def pushes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Push]: ...
     @_builtins.property
-    def notices(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
-        """"this feed has got so far here" """
-
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]: ...
     def __init__(
         self,
         *,
@@ -170,7 +168,7 @@ class GossipMessage(_message.Message):
         statements: _abc.Iterable[Global___SignedGossip] | None = ...,
         suspicions: _abc.Iterable[Global___Suspicion] | None = ...,
         pushes: _abc.Iterable[Global___Push] | None = ...,
-        notices: _abc.Iterable[_feed_pb2.FeedHead] | None = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
         answer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "probe", b"probe"]  # noqa: Y015
@@ -291,6 +289,34 @@ class Push(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """"This feed has got so far here." One who is behind answers with its own, and is sent the entries that are still new
+    here, or pulls them when that does not suffice.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    FIRST_SEQ_FIELD_NUMBER: _builtins.int
+    first_seq: _builtins.int
+    """entries from here up to the head can be had by answering; 0: none"""
+    @_builtins.property
+    def head(self) -> _feed_pb2.FeedHead: ...
+    def __init__(
+        self,
+        *,
+        head: _feed_pb2.FeedHead | None = ...,
+        first_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_seq", b"first_seq", "head", b"head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class StatementStamp(_message.Message):
