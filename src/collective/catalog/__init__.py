@@ -14,6 +14,7 @@ from collective.catalog.ledger import OwnKeys
 from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
 from collective.catalog.permissions import Verdict
 from collective.catalog.reader import Reader
+from collective.catalog.roster import signing_public_key
 from collective.wire.feed_pb2 import Position
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "key_name_of",
     "member_feed_id",
     "root_feed_id",
+    "signing_public_key",
 ]

@@ -18,6 +18,7 @@ from collective.daemon.runtime import run
 from collective.wire import feed_pb2
 
 __all__ = [
+    "describe_peer",
     "endpoint_option",
     "home_of",
     "json_option",
@@ -46,6 +47,18 @@ def start(main: Coroutine[Any, Any, Result]) -> Result:
 def note(text: str) -> None:
     """Something the person should know, on stderr."""
     click.echo(f"note: {text}", err=True)
+
+
+def describe_peer(peer: dict[str, Any]) -> str:
+    """A member as the running coordinator sees it: state, how far behind, when it was last heard."""
+    parts = [peer["state"]]
+    if peer["entries_behind"]:
+        parts.append(f"{peer['entries_behind']} entries behind")
+    if peer["entries_ahead"]:
+        parts.append(f"{peer['entries_ahead']} entries ahead of this home")
+    if peer["heard_seconds_ago"] is not None:
+        parts.append(f"heard {peer['heard_seconds_ago']:.0f} s ago")
+    return ", ".join(parts)
 
 
 def print_json(document: object) -> None:

@@ -17,6 +17,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured
 from collective.core.observe import Observer
 from collective.daemon.config import CoordinatorConfig, unbuilt_keys
+from collective.daemon.gossip import assemble_gossip
 from collective.daemon.home import Home
 from collective.daemon.runtime import Writer, ready
 from collective.daemon.supervise import NodeChild
@@ -29,13 +30,14 @@ from collective.net.rpc import Row, RpcServer
 from collective.transfer.commands import CommandDesk, control_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
+from collective.transfer.gossiping import Gossiping
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser, place_again
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
-from collective.transfer.sync import EntryServer, PeerSync, SyncParts
+from collective.transfer.sync import EntryServer
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
@@ -74,7 +76,7 @@ class Parts:
     nodes: NodeDirectory
     writer: Writer
     rows: list[Row]
-    sync: PeerSync
+    gossiping: Gossiping
     copies: CopyMaker
     clock: Clock
     observer: Observer
@@ -159,9 +161,14 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     copy_desk = CopyDesk(
         catalog, nodes, tickets, bell, observer, own.member_domain, lambda: _pledge(nodes, told_bytes), writer
     )
+    gossiping = assemble_gossip(
+        home=home, config=config, household=household, root=root, catalog=catalog, channels=channels, bell=bell,
+        book=book, writer=writer, clock=clock, observer=observer, endpoints=endpoints, after_receive=after_receive,
+    )  # fmt: skip
     federation = FederationDesk(
         catalog=catalog,
-        entries=EntryServer(catalog, bell, clock),
+        entries=EntryServer(catalog, clock),
+        gossip=gossiping.handle,
         copies=copy_desk,
         book=book,
         nodes=nodes,
@@ -184,21 +191,6 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         choose_members=choose_members,
         write=writer,
     )
-    sync = PeerSync(
-        SyncParts(
-            catalog=catalog,
-            bell=bell,
-            book=book,
-            channels=channels,
-            clock=clock,
-            observer=observer,
-            own_domain=own.member_domain,
-            introduction=introduction,
-            write=writer,
-            after_receive=after_receive,
-        ),
-        Random(),
-    )
     copies = CopyMaker(catalog, nodes, book, channels, observer, own.member_domain)
     admission = AdmissionDesk(
         catalog=catalog,
@@ -210,7 +202,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         write=writer,
         after_change=after_change,
     )
-    status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints)
+    status = StatusDesk(catalog, nodes, gossiping.states, copies, clock, own, lambda: endpoints)
     rows = [
         *federation_rows(federation),
         *membership_rows(federation),
@@ -219,7 +211,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         *status_rows(status),
     ]
     parts = Parts(
-        home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
+        home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, gossiping, copies, clock,
         observer, endpoints, choose_members,
     )  # fmt: skip
     parts.refresh_trust()
@@ -272,7 +264,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
             await parts.nodes.refresh()
         await _make_configured_datastores(parts)
         await _update_card(parts, settings)
-        tasks.append(group.create_task(parts.sync.run(), name="sync"))
+        tasks.append(group.create_task(parts.gossiping.run(), name="gossip"))
         tasks.append(group.create_task(_every_change(parts, settings), name="background"))
         tasks.append(group.create_task(_make_copies(parts), name="copies"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")

@@ -186,22 +186,18 @@ class FollowRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADS_FIELD_NUMBER: _builtins.int
-    ONCE_FIELD_NUMBER: _builtins.int
-    once: _builtins.bool
-    """only the feeds named, only what is there now: then the stream ends"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
-        """what the caller has"""
+        """what the caller has; seq 0: nothing yet"""
 
     def __init__(
         self,
         *,
         heads: _abc.Iterable[_feed_pb2.FeedHead] | None = ...,
-        once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "once", b"once"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,7 +212,7 @@ class FollowReply(_message.Message):
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
     feed_id: _builtins.bytes
     caught_up: _builtins.bool
-    """everything known so far was sent"""
+    """everything was sent"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Entry, verbatim, in order"""

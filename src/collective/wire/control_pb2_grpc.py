@@ -96,7 +96,7 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Follow(self, request, context):
-        """Entries past the given heads of every feed the caller may follow, then new ones as they come.
+        """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

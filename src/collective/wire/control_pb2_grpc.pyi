@@ -40,7 +40,7 @@ class FederationStub:
     Gossip: _grpc.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]
     """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _grpc.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]
-    """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+    """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
     OpenVersion: _grpc.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]
     """A read ticket for one version, with where to use it and, if asked, its pages."""
     FetchPages: _grpc.UnaryUnaryMultiCallable[_control_pb2.FetchPagesRequest, _control_pb2.FetchPagesReply]
@@ -59,7 +59,7 @@ class FederationAsyncStub(FederationStub):
     Gossip: _aio.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]  # type: ignore[assignment]
     """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _aio.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]  # type: ignore[assignment]
-    """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+    """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
     OpenVersion: _aio.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]  # type: ignore[assignment]
     """A read ticket for one version, with where to use it and, if asked, its pages."""
     FetchPages: _aio.UnaryUnaryMultiCallable[_control_pb2.FetchPagesRequest, _control_pb2.FetchPagesReply]  # type: ignore[assignment]
@@ -93,7 +93,7 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.FollowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.FollowReply], _abc.AsyncIterator[_control_pb2.FollowReply]]:
-        """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+        """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
 
     @_abc_1.abstractmethod
     def OpenVersion(
