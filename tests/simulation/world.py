@@ -74,7 +74,9 @@ class MemoryFeeds:
 
     def heads(self) -> dict[bytes, Head]:
         return {
-            feed: Head(1, b"e" * 16, len(entries), blake3(entries[-1]).digest()) for feed, entries in self.feeds.items()
+            feed: Head(1, b"e" * 16, len(entries), blake3(entries[-1]).digest())
+            for feed, entries in self.feeds.items()
+            if entries
         }
 
     def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]:
@@ -83,12 +85,12 @@ class MemoryFeeds:
     def receive(self, feed: bytes, entries: Sequence[bytes]) -> int:
         new = 0
         for raw in entries:
-            mine = self.feeds.setdefault(feed, [])
+            mine = self.feeds.get(feed, [])
             seq = int.from_bytes(raw[len(feed) : len(feed) + 4], "big")
             if seq > len(mine):
                 raise NotFound("a gap")
             if seq == len(mine):
-                mine.append(raw)
+                self.feeds.setdefault(feed, []).append(raw)
                 new += 1
         return new
 

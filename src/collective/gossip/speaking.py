@@ -59,7 +59,7 @@ class Speaker:
         self._outbox = Outbox()
         self._effects: list[Effect] = []
         self._arriving: dict[bytes, Arriving] = {}
-        self._asked: dict[bytes, float] = {}  # when entries of a feed were last asked for by answering a notice
+        self._asked: dict[bytes, list[float]] = {}  # when entries of a feed were last asked for by answering a notice
         self._introduce: set[str] = set()  # who needs this member's certificates with the next message
         self._shared: dict[str, frozenset[bytes]] = {}
         self._next_gossip = float("inf")
