@@ -388,7 +388,7 @@ def acquainted(world: World) -> World:
                 statement = other.engine.statements.get(name)
                 assert statement is not None
                 engine.statements.keep(statement)
-                engine.membership.heard(name, 1, member._time())
+                engine.membership.heard(name, statement.message.incarnation, member._time())
     world._queue.clear()
     for member in world.members.values():
         member._alarm = float("inf")

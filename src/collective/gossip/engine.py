@@ -31,7 +31,9 @@ class Engine(Listener):
         for domain in self.membership.peers:
             if (statement := self.statements.get(domain)) is not None:
                 self._believe(statement, now)
-        self.statements.state_myself(UPDATE if known else JOIN, self.statements.incarnation + 1)
+        # whoever lost its counters begins above them, if its clock did not go back; else others tell it what they were
+        first = self.statements.incarnation + 1 if known else max(1, int(self.statements.wall()))
+        self.statements.state_myself(UPDATE if known else JOIN, first)
         self.membership.start(now)
         self._next_gossip = now + self._random.uniform(0.5, 1.0) * self.settings.gossip_seconds
         return self._finish()

@@ -99,7 +99,7 @@ class Listener(Speaker):
 
     def _take_suspicion(self, peer: Peer, suspicion: Suspicion, now: float) -> None:
         if suspicion.member == self.own:
-            if suspicion.incarnation >= self.statements.incarnation:
+            if suspicion.incarnation == self.statements.incarnation:  # a higher one was never this member's
                 self.membership.refuted()
                 self._tell(self.statements.state_myself(UPDATE, suspicion.incarnation + 1), now)
             return
@@ -196,7 +196,7 @@ class Listener(Speaker):
         self._pull(peer.domain, wanted_here)
         self.entropy.answered(peer.domain)
         newer, older = self.statements.differing(digest.stamps, complete and not digest.from_feed.strip(b"\0"))
-        for domain in {*newer, *digest.wanted}:
+        for domain in sorted({*newer, *digest.wanted}):
             if (statement := self.statements.get(domain)) is not None:
                 self._add_statement(peer.domain, statement)
         if complete and (difference.missing_there or older):

@@ -150,10 +150,6 @@ class Membership:
             self._ring = sorted(domain for domain, peer in self.peers.items() if peer.state in REACHABLE)
         return self._ring
 
-    def suspicions(self) -> list[Peer]:
-        """Those whom this member suspects now."""
-        return [self.peers[domain] for domain in self._looked_at if self.peers[domain].state is State.SUSPECT]
-
     # ------------------------------------------------------------ what is heard
 
     def heard(self, domain: str, incarnation: int, now: float) -> list[Action]:
