@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simulation.chance import seeded
 from simulation.world import START, World
 from support.catalogs import FEDERATION, TestFederation
 
@@ -51,6 +52,10 @@ class Template:
     root: Path
 
     def __post_init__(self) -> None:
+        with seeded(0):
+            self._make()
+
+    def _make(self) -> None:
         federation = self.federation = _Template(self.root)
         for name in NAMES:
             federation.add(name)

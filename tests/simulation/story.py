@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from simulation.chance import seeded
 from simulation.ledgers import NAMES, LedgerFeeds, Template
 from simulation.world import Member, Network, World
 from support.catalogs import DERIVED, FEDERATION, put
@@ -53,11 +54,12 @@ class Story:
     def run(self) -> None:
         """Raises: StoryFailed."""
         try:
-            self._tell()
+            with seeded(self.seed):
+                self._tell()
         except StoryFailed:
             raise
         except AssertionError as error:
-            raise self._failed(str(error)) from error
+            raise self._failed(str(error) or repr(error)) from error
         finally:
             for member in self.members:
                 self._feeds(member).catalog.close()

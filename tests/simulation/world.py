@@ -95,7 +95,8 @@ class MemoryFeeds:
         return new
 
     def may_follow(self, member: str, feed: bytes) -> bool:
-        return member in self.secret.get(feed, frozenset(self.members))
+        told = self.secret.get(feed)
+        return told is None or member in told
 
     def rights(self) -> int:
         return 0

@@ -170,13 +170,18 @@ class Dissemination:
         heads: dict[str, list[bytes]] = {}
         payloads: dict[str, list[object]] = {}
         for feed, news in list(self.feeds.items()):
-            open_ = [domain for domain in followers(feed) if domain not in news.has_it and domain != self._own]
-            for peer in self._draw(open_) if min(news.rounds_left, news.echoes_left) > 0 else ():
-                told = heads.setdefault(peer, [])
-                if len(told) < MOST_PER_ROUND:
-                    told.append(feed)
+            if news.rounds_left > 0 and news.echoes_left <= 0:
+                news.rounds_left = 0
             news.rounds_left -= 1
-            if news.rounds_left <= -LINGER_ROUNDS or not open_:
+            if news.rounds_left >= 0:
+                open_ = [peer for peer in followers(feed) if peer not in news.has_it and peer != self._own]
+                for peer in self._draw(open_):
+                    told = heads.setdefault(peer, [])
+                    if len(told) < MOST_PER_ROUND:
+                        told.append(feed)
+                if not open_:
+                    news.rounds_left = 0
+            elif news.rounds_left < -LINGER_ROUNDS:
                 del self.feeds[feed]
         if self.rumours:
             peers = self._draw(sorted(live))
