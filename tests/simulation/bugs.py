@@ -35,11 +35,6 @@ def _the_summary_forgets_the_feeds(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AntiEntropy, "summary", lambda self, peer, statements: statements)
 
 
-def _the_summary_forgets_the_statements(patch: pytest.MonkeyPatch) -> None:
-    original = AntiEntropy.summary
-    patch.setattr(AntiEntropy, "summary", lambda self, peer, statements: original(self, peer, b""))
-
-
 def _new_feeds_are_overlooked(patch: pytest.MonkeyPatch) -> None:
     """A digest shows a feed that is not here at all, and nobody asks for it."""
     original = AntiEntropy._newer
@@ -170,7 +165,6 @@ BUGS: dict[str, Plant] = {
         _differences_are_not_compared,
         _pulls_are_never_over,
         _the_summary_forgets_the_feeds,
-        _the_summary_forgets_the_statements,
         _new_feeds_are_overlooked,
         _the_dead_are_not_dialled,
         _suspects_are_dead_at_once,

@@ -14,6 +14,7 @@ from support.catalogs import DERIVED, FEDERATION, put
 from collective.catalog.entry import parse_entry
 from collective.core.errors import CollectiveError
 from collective.gossip import State
+from collective.wire import feed_pb2
 
 __all__ = ["Story", "StoryFailed"]
 
@@ -69,11 +70,15 @@ class Story:
             member.start()
         self.world.at(self.world.now + TEND_SECONDS, self._tend)
         acts = [self._write] * 6 + [self._part, self._one_way, self._heal, self._crash, self._crash, self._flap]
-        acts += [self._start, self._start, self._leave, self._grant]
+        acts += [self._start, self._start, self._leave, self._grant, self._move, self._blink, self._blink]
         for _ in range(self.steps):
             self.random.choice(acts)()
             self.world.run(self.random.choice([0.01, 0.3, 2.0, 8.0]))
             self._check_prefixes()
+        if self.random.random() < 0.5:
+            self._heal()
+            self.world.run(6)
+            self._blink()  # the last that happens: nothing later brings what was missed
         self._mend()
         self.world.run_until(self._level, LEVEL_SECONDS)
         self.world.states.clear()
@@ -169,6 +174,25 @@ class Story:
             member.crash()
             self._log(f"{member.name} left")
 
+    def _move(self) -> None:
+        """A member has a new address."""
+        if self._running():
+            member = self.random.choice(self._running())
+            assert member.engine is not None
+            place = feed_pb2.Endpoint(type="lan", grpc=f"10.0.0.{self.random.randrange(1, 250)}:8001")
+            member._carry_out(member.engine.describe([place], (), member._time()))
+            self._log(f"{member.name} moved to {place.grpc}")
+
+    def _blink(self) -> None:
+        """One member is cut off for so short a time that nobody suspects it, and misses what happens meanwhile."""
+        names = [member.name for member in self.members]
+        cut = self.random.choice(names)
+        self.world.network.block([cut], names)
+        self._log(f"{cut} is cut off for a moment")
+        self.random.choice([self._write, self._move])()
+        self.world.run(4.0)
+        self._heal()
+
     def _tend(self) -> None:
         """Keys are wrapped, statements made, as the coordinator's background work does."""
         for member in self._running():
@@ -202,6 +226,11 @@ class Story:
     def _written(self) -> dict[bytes, Member]:
         return {feed: self._owner(feed) for feed in {f for m in self.members for f in self._feeds(m).heads()}}
 
+    def _allowed(self, owner: Member, member: Member, feed: bytes) -> bool:
+        """What the writer's own catalogue says; nothing of what gossip was told."""
+        feeds = self._feeds(owner)
+        return feed in feeds.catalog.feeds_for(member.name, feeds.clock.wall())
+
     def _check_prefixes(self) -> None:
         """Whatever somebody has of a feed is the beginning of what its writer wrote."""
         for feed, owner in self._written().items():
@@ -219,8 +248,7 @@ class Story:
         for feed, owner in self._written().items():
             full = self._feeds(owner).heads()[feed]
             for member in self.members:
-                allowed = self._feeds(owner).may_follow(member.name, feed)
-                if allowed and self._feeds(member).heads().get(feed) != full:
+                if self._allowed(owner, member, feed) and self._feeds(member).heads().get(feed) != full:
                     return False
         return all(
             view.state is State.ALIVE for member in self.members if member.engine for view in member.engine.members()
@@ -236,7 +264,7 @@ class Story:
                 raise self._failed(f"{who} took {whom} for {state} at {when:.2f}, in a healthy network")
         for feed, owner in self._written().items():
             for member in self.members:
-                if feed in self._feeds(member).heads() and not self._feeds(owner).may_follow(member.name, feed):
+                if feed in self._feeds(member).heads() and not self._allowed(owner, member, feed):
                     raise self._failed(f"{member.name} holds a feed of {owner.name} that it may not follow")
         self._check_trees()
         self._check_statements()
