@@ -75,6 +75,7 @@ class Sshfs:
     folder: Path
     name: str = "sshfs"
     cipher: str = ""
+    writable: bool = False
     port: int = field(default_factory=three_free_ports)
     server: subprocess.Popen[bytes] | None = None
     client: Mounted = field(init=False)
@@ -114,7 +115,7 @@ class Sshfs:
 
     def mount(self) -> Path:
         options = [f"IdentityFile={self.folder / 'user'}", f"UserKnownHostsFile={self.folder / 'known'}"]
-        options += ["IdentitiesOnly=yes", "BatchMode=yes", "ro"]
+        options += ["IdentitiesOnly=yes", "BatchMode=yes", *([] if self.writable else ["ro"])]
         if self.cipher:
             options.append(f"Ciphers={self.cipher}")
         words = ["sshfs", "-f", "-p", str(self.port), f"{getpass.getuser()}@127.0.0.1:{self.source}"]
@@ -144,6 +145,7 @@ class Rclone:
     folder: Path
     cache_mode: str
     name: str = ""
+    writable: bool = False
     port: int = field(default_factory=three_free_ports)
     server: subprocess.Popen[bytes] | None = None
     client: Mounted = field(init=False)
@@ -155,7 +157,8 @@ class Rclone:
 
     def start(self) -> None:
         make_certificates(self.folder)
-        words = ["rclone", "serve", "webdav", str(self.source), "--addr", f"127.0.0.1:{self.port}", "--read-only"]
+        read_only = [] if self.writable else ["--read-only"]
+        words = ["rclone", "serve", "webdav", str(self.source), "--addr", f"127.0.0.1:{self.port}", *read_only]
         words += ["--cert", str(self.folder / "server.crt"), "--key", str(self.folder / "server.key")]
         self.server = spawn([*words, "--config", str(self.folder / "none.conf")], self.folder / "server.log")
         wait_for_port(self.port)
@@ -164,7 +167,7 @@ class Rclone:
         cache = self.folder / "cache"
         shutil.rmtree(cache, ignore_errors=True)
         remote = f':webdav,url="https://127.0.0.1:{self.port}",vendor=other:'
-        words = ["rclone", "mount", remote, str(self.client.directory), "--read-only"]
+        words = ["rclone", "mount", remote, str(self.client.directory), *([] if self.writable else ["--read-only"])]
         words += ["--vfs-cache-mode", self.cache_mode, "--cache-dir", str(cache)]
         words += ["--ca-cert", str(self.folder / "ca.crt"), "--config", str(self.folder / "none.conf")]
         return self.client.start(words)
@@ -239,6 +242,48 @@ class Collective:
     def roots(self) -> dict[str, int]:
         processes = {"server": self.alice.process, "reader's coordinator": self.bob.process}
         roots = {role: process.pid for role, process in processes.items() if process is not None}
+        return roots | {"client": self.client.process.pid if self.client.process else 0}
+
+
+@dataclass
+class CollectiveAtHome:
+    """alice writes into her own library through her mount: coordinator, node and mount on this machine, two homes'
+    bytes nowhere (one copy), as the others keep one copy too."""
+
+    source: Path
+    folder: Path
+    name: str = "collective"
+    alice: DemoHome = field(init=False)
+    client: DemoMount = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.alice = DemoHome("alice", self.folder / "alice", "20GB", _silent)
+        self.client = DemoMount(self.alice, self.folder / "mount", options=(), read_only=False)
+
+    def start(self) -> None:
+        self.alice.run(
+            "federation", "init", "--domain", "media.collective", "--member", "alice",
+            "--endpoint", self.alice.endpoint, "--no-datastores",
+        )  # fmt: skip
+        self.alice.start()
+        self.alice.run("datastore", "create", "/media/bench", "--strategy", "media", "--replicas", "1")
+
+    def mount(self) -> Path:
+        self.client.start()
+        shown = self.client.directory / "media" / "bench"
+        wait_until(shown.exists, "the DataStore in alice's mount")
+        return shown
+
+    def unmount(self) -> None:
+        self.client.stop()
+
+    def stop(self) -> None:
+        self.client.stop()
+        self.alice.stop()
+
+    def roots(self) -> dict[str, int]:
+        roots = {"server": self.alice.process.pid} if self.alice.process is not None else {}
         return roots | {"client": self.client.process.pid if self.client.process else 0}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contenders import Contender
-from processes import cpu_seconds, own_cpu_seconds, tree
+from processes import cpu_seconds, drop_caches, own_cpu_seconds, tree
 
 from collective.cli.demo_film import make_noise
 from collective.cli.demo_mount import timed_read
@@ -21,6 +21,7 @@ BIG_BYTES = 1 << 30
 FIRST_FILES, FIRST_BYTES = 20, 8 << 20
 LIST_FOLDERS, LIST_FILES = 100, 100
 RANDOM_READS, RANDOM_BYTES = 400, 64 << 10
+SMALL_FOLDERS, SMALL_FILES, SMALL_BYTES = 100, 100, 4096
 
 
 @dataclass(frozen=True)
@@ -154,3 +155,62 @@ def hash_of(path: Path) -> tuple[str, int, float]:
             digest.update(block)
             count += len(block)
     return digest.hexdigest(), count, time.monotonic() - began
+
+
+def small_once(contender: Contender, root: Path, number: int) -> dict[str, object]:
+    """Create 10,000 files of 4 KiB in 100 folders, list them with their attributes, read them; each from fresh
+    kernel caches for the reading (dropped between), nothing waited for but what the calls themselves wait for."""
+    top = root / f"small-{number}"
+    content = os.urandom(SMALL_BYTES)
+    meter = CostMeter(contender)
+    began = time.perf_counter()
+    top.mkdir()
+    for folder in range(SMALL_FOLDERS):
+        inner = top / f"{folder:03}"
+        inner.mkdir()
+        for file in range(SMALL_FILES):
+            with (inner / f"{file:03}").open("xb", buffering=0) as out:
+                out.write(content)
+    created = time.perf_counter() - began
+    cost = meter.stop()
+    drop_caches()
+    began = time.perf_counter()
+    found = sum(os.lstat(os.path.join(path, name)).st_size for path, _, names in os.walk(top) for name in names)
+    listed = time.perf_counter() - began
+    if found != SMALL_FOLDERS * SMALL_FILES * SMALL_BYTES:
+        raise SystemExit(f"{contender.name} lists {found} bytes")
+    drop_caches()
+    began = time.perf_counter()
+    for path, _, names in os.walk(top):
+        for name in names:
+            with open(os.path.join(path, name), "rb", buffering=0) as file:
+                if file.read(SMALL_BYTES + 1) != content:
+                    raise SystemExit(f"{contender.name} gives other bytes than were written")
+    read = time.perf_counter() - began
+    return {
+        "create_seconds": round(created, 3),
+        "list_seconds": round(listed, 3),
+        "read_seconds": round(read, 3),
+        "create_cpu_seconds": round(cost.total, 2),
+        "cpu_by_role": cost.seconds,
+    }
+
+
+def write_once(contender: Contender, root: Path, number: int, size_bytes: int) -> dict[str, object]:
+    """Write one file of `size_bytes` in 1 MiB steps and fsync it: from the open until fsync returned."""
+    block = os.urandom(1 << 20)
+    meter = CostMeter(contender)
+    began = time.perf_counter()
+    with (root / f"big-{number}").open("xb", buffering=0) as out:
+        for step in range(size_bytes // len(block)):
+            out.write(step.to_bytes(8, "big") + block[8:])
+        written = time.perf_counter() - began
+        os.fsync(out.fileno())
+        took = time.perf_counter() - began
+    cost = meter.stop()
+    return {
+        "mb_per_s": round(size_bytes / took / 1e6, 1),
+        "before_fsync_mb_per_s": round(size_bytes / written / 1e6, 1),
+        "cpu_seconds_per_gb": round(cost.total / (size_bytes / 1e9), 2),
+        "cpu_by_role": cost.seconds,
+    }

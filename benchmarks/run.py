@@ -1,6 +1,6 @@
 """The benchmarks' one driver: Collective beside sshfs and rclone on this machine.
 
-    python benchmarks/run.py read|random|list|first-byte|memory|all [--rounds 5] [--json] [--only NAME,…]
+    python benchmarks/run.py read|random|list|first-byte|small|write|memory|all [--rounds 5] [--json] [--only NAME,…]
 
 Contenders take turns within each round, so that a busy moment of the machine hits all of them; figures are medians
 of the rounds. Before each turn the contender is mounted afresh and every cache is dropped.
@@ -23,8 +23,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from contenders import Collective, Contender, Rclone, Sshfs
-from measures import BIG_BYTES, first_byte_once, list_once, make_source, random_once, read_once
+from contenders import Collective, CollectiveAtHome, Contender, Rclone, Sshfs
+from measures import (
+    BIG_BYTES,
+    first_byte_once,
+    list_once,
+    make_source,
+    random_once,
+    read_once,
+    small_once,
+    write_once,
+)
 from memory import measure_memory
 from processes import drop_caches
 
@@ -33,14 +42,22 @@ from collective.core.errors import CollectiveError
 Rows = dict[str, list[dict[str, Any]]]
 
 PARTS = {"read": ("big.bin",), "random": ("big.bin",), "list": ("list",), "first-byte": ("first",)}
+WRITING = ("small", "write")  # into an empty folder that the contender lets us write to
 NAMES = ("collective", "sshfs", "sshfs aes-gcm", "rclone off", "rclone full")
-HEADLINE = {"read": "mb_per_s", "random": "reads_per_s", "list": "cold_seconds", "first-byte": "median_ms"}
-LESS_IS_BETTER = {"list", "first-byte"}
+HEADLINES = {
+    "read": ("mb_per_s",),
+    "random": ("reads_per_s",),
+    "list": ("cold_seconds",),
+    "first-byte": ("median_ms",),
+    "small": ("create_seconds", "list_seconds", "read_seconds"),
+    "write": ("mb_per_s",),
+}
+LESS_IS_BETTER = {"list", "first-byte", "small"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*PARTS, "memory", "all"])
+    parser.add_argument("what", choices=[*PARTS, *WRITING, "memory", "all"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     parser.add_argument("--only", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
@@ -48,7 +65,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work (default: a new folder in TMPDIR)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
-    wanted = [*PARTS, "memory"] if arguments.what == "all" else [arguments.what]
+    wanted = [*PARTS, *WRITING, "memory"] if arguments.what == "all" else [arguments.what]
     only = [name.strip() for name in arguments.only.split(",")]
     if unknown := set(only) - set(NAMES):
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
@@ -58,6 +75,8 @@ def main() -> None:
     document: dict[str, Any] = {"machine": machine(), "rounds": arguments.rounds, "results": {}}
     try:
         if pages := [what for what in wanted if what in PARTS]:
+            rounds(pages, only, folder, arguments.rounds, arguments.size, document["results"])
+        if pages := [what for what in wanted if what in WRITING]:
             rounds(pages, only, folder, arguments.rounds, arguments.size, document["results"])
         if "memory" in wanted and "collective" in only:
             document["results"]["memory"] = measure_memory(folder, note)
@@ -74,14 +93,18 @@ def rounds(
     wanted: list[str], only: list[str], folder: Path, count: int, big_bytes: int, results: dict[str, Any]
 ) -> None:
     """Start the contenders, let them take turns, fill `results`; everything is stopped whatever happens."""
-    parts = tuple(sorted({part for what in wanted for part in PARTS[what]}))
-    source = folder / "source"
+    writing = wanted[0] in WRITING
+    parts = tuple(sorted({part for what in wanted for part in PARTS.get(what, ())}))
+    source = folder / ("written" if writing else "source")
     source.mkdir()
     for part in parts:
         note(f"making {part}")
         make_source(part, source, big_bytes)
     with ExitStack() as stack:
-        contenders = make_contenders(only, source, folder, parts)
+        if writing:
+            contenders = make_writing_contenders(only, source, folder)
+        else:
+            contenders = make_contenders(only, source, folder, parts)
         for contender in contenders:
             note(f"starting {contender.name}")
             stack.callback(contender.stop)
@@ -90,7 +113,7 @@ def rounds(
             rows: Rows = {contender.name: [] for contender in contenders}
             for number in range(count):
                 for contender in contenders:
-                    row = turn(what, contender, number)
+                    row = turn(what, contender, number, big_bytes)
                     rows[contender.name].append(row)
                     note(f"{what} {number + 1}/{count} {contender.name}: {row}")
             results[what] = summary(what, rows)
@@ -111,13 +134,35 @@ def make_contenders(only: list[str], source: Path, folder: Path, parts: tuple[st
     return [make[name]() for name in NAMES if name in only]
 
 
-def turn(what: str, contender: Contender, number: int) -> dict[str, Any]:
+def make_writing_contenders(only: list[str], source: Path, folder: Path) -> list[Contender]:
+    """As above, each with a folder of its own that may be written to."""
+    make: dict[str, Callable[[Path], Contender]] = {
+        "collective": lambda own: CollectiveAtHome(own, folder / "w-collective"),
+        "sshfs": lambda own: Sshfs(own, folder / "w-sshfs", writable=True),
+        "sshfs aes-gcm": lambda own: Sshfs(
+            own, folder / "w-sshfs-aes", "sshfs aes-gcm", "aes128-gcm@openssh.com", writable=True
+        ),
+        "rclone off": lambda own: Rclone(own, folder / "w-rclone-off", "off", writable=True),
+        "rclone full": lambda own: Rclone(own, folder / "w-rclone-full", "full", writable=True),
+    }
+    made = []
+    for name in NAMES:
+        if name in only:
+            own = source / name.replace(" ", "-")
+            own.mkdir()
+            made.append(make[name](own))
+    return made
+
+
+def turn(what: str, contender: Contender, number: int, big_bytes: int) -> dict[str, Any]:
     """One measurement on a fresh mount with nothing cached."""
     measures: dict[str, Callable[[Path], dict[str, object]]] = {
         "read": lambda root: read_once(contender, root),
         "random": lambda root: random_once(contender, root, seed=number),
         "list": lambda root: list_once(contender, root),
         "first-byte": lambda root: first_byte_once(contender, root),
+        "small": lambda root: small_once(contender, root, number),
+        "write": lambda root: write_once(contender, root, number, big_bytes),
     }
     root = contender.mount()
     try:
@@ -129,15 +174,12 @@ def turn(what: str, contender: Contender, number: int) -> dict[str, Any]:
 
 def summary(what: str, rows: Rows) -> dict[str, Any]:
     """Medians per contender, every round's figures, and the ratio to Collective in each round."""
-    key = HEADLINE[what]
     out: dict[str, Any] = {name: {"median": medians(found), "rounds": found} for name, found in rows.items()}
-    if "collective" in rows:
-        for name, found in rows.items():
-            if name == "collective":
-                continue
-            pairs = zip(rows["collective"], found, strict=True)
+    for name in rows.keys() - {"collective"} if "collective" in rows else ():
+        for key in HEADLINES[what]:
+            pairs = zip(rows["collective"], rows[name], strict=True)
             ratios = [ratio(float(mine[key]), float(theirs[key]), what in LESS_IS_BETTER) for mine, theirs in pairs]
-            out[name]["collective_is_times_better"] = {
+            out[name].setdefault("collective_is_times_better", {})[key] = {
                 "median": round(statistics.median(ratios), 2),
                 "rounds": [round(value, 2) for value in ratios],
             }
@@ -171,8 +213,9 @@ def tell(document: dict[str, Any]) -> None:
         for name, figures in found.items():
             plain = {key: value for key, value in figures["median"].items() if not isinstance(value, dict)}
             line = "  ".join(f"{key} {value}" for key, value in plain.items())
-            better = figures.get("collective_is_times_better")
-            print(f"  {name:14} {line}" + (f"  (collective {better['median']}x)" if better else ""))
+            better = figures.get("collective_is_times_better", {})
+            times = ", ".join(f"{key} {found['median']}x" for key, found in better.items())
+            print(f"  {name:14} {line}" + (f"  (collective: {times})" if times else ""))
             for key, value in figures["median"].items():
                 if isinstance(value, dict):
                     print(f"  {'':14} {key}: " + ", ".join(f"{role} {spent}" for role, spent in value.items()))

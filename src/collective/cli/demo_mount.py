@@ -57,6 +57,7 @@ class DemoMount:
     home: DemoHome
     directory: Path
     options: tuple[str, ...] = ("--vfs-cache-max-size", CACHE_SIZE)
+    read_only: bool = True
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +67,8 @@ class DemoMount:
     def start(self) -> None:
         """Mount, and wait until it is in the mount table. Raises: CollectiveError with the end of its log."""
         self.directory.mkdir(exist_ok=True)
-        words = ["mount", str(self.directory), "--foreground", "--read-only", *self.options]
+        read_only = ("--read-only",) if self.read_only else ()
+        words = ["mount", str(self.directory), "--foreground", *read_only, *self.options]
         self.home.tell(*words)
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(

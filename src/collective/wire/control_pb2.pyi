@@ -877,20 +877,24 @@ class BeginUploadRequest(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """of the file to be written"""
     owner: _builtins.str
     size_bytes: _builtins.int
+    store_id: _builtins.bytes
+    """instead of path and owner: a mount knows the DataStore already"""
     def __init__(
         self,
         *,
         path: _builtins.bytes = ...,
         owner: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        store_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "path", b"path", "size_bytes", b"size_bytes", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1087,6 +1091,62 @@ class MakeDirectory(_message.Message):
 Global___MakeDirectory: _TypeAlias = MakeDirectory  # noqa: Y015
 
 @_typing.final
+class CopyPath(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    RECURSIVE_FIELD_NUMBER: _builtins.int
+    source: _builtins.bytes
+    destination: _builtins.bytes
+    owner: _builtins.str
+    recursive: _builtins.bool
+    def __init__(
+        self,
+        *,
+        source: _builtins.bytes = ...,
+        destination: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
+        recursive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "owner", b"owner", "recursive", b"recursive", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyPath: _TypeAlias = CopyPath  # noqa: Y015
+
+@_typing.final
+class RestoreVersion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    owner: _builtins.str
+    seq: _builtins.int
+    destination: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        destination: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "owner", b"owner", "path", b"path", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVersion: _TypeAlias = RestoreVersion  # noqa: Y015
+
+@_typing.final
 class CommitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1095,6 +1155,8 @@ class CommitRequest(_message.Message):
     REMOVE_PATH_FIELD_NUMBER: _builtins.int
     MOVE_PATH_FIELD_NUMBER: _builtins.int
     MAKE_DIRECTORY_FIELD_NUMBER: _builtins.int
+    COPY_PATH_FIELD_NUMBER: _builtins.int
+    RESTORE_VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def id(self) -> _feed_pb2.OperationId:
         """repeating a request with the same id changes nothing"""
@@ -1107,6 +1169,10 @@ class CommitRequest(_message.Message):
     def move_path(self) -> Global___MovePath: ...
     @_builtins.property
     def make_directory(self) -> Global___MakeDirectory: ...
+    @_builtins.property
+    def copy_path(self) -> Global___CopyPath: ...
+    @_builtins.property
+    def restore_version(self) -> Global___RestoreVersion: ...
     def __init__(
         self,
         *,
@@ -1115,12 +1181,14 @@ class CommitRequest(_message.Message):
         remove_path: Global___RemovePath | None = ...,
         move_path: Global___MovePath | None = ...,
         make_directory: Global___MakeDirectory | None = ...,
+        copy_path: Global___CopyPath | None = ...,
+        restore_version: Global___RestoreVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "id", b"id", "make_directory", b"make_directory", "move_path", b"move_path", "put_file", b"put_file", "remove_path", b"remove_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "copy_path", b"copy_path", "id", b"id", "make_directory", b"make_directory", "move_path", b"move_path", "put_file", b"put_file", "remove_path", b"remove_path", "restore_version", b"restore_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "id", b"id", "make_directory", b"make_directory", "move_path", b"move_path", "put_file", b"put_file", "remove_path", b"remove_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "copy_path", b"copy_path", "id", b"id", "make_directory", b"make_directory", "move_path", b"move_path", "put_file", b"put_file", "remove_path", b"remove_path", "restore_version", b"restore_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["put_file", "remove_path", "move_path", "make_directory"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["put_file", "remove_path", "move_path", "make_directory", "copy_path", "restore_version"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -1134,12 +1202,20 @@ class CommitReply(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     store_id: _builtins.bytes
     version_id: _builtins.bytes
     level: _builtins.str
     """local or two"""
+    staged: _builtins.bool
+    """the owner is away: durable here, sent when it is back"""
     @_builtins.property
     def position(self) -> _feed_pb2.Position: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """conflicts, in words"""
+
     def __init__(
         self,
         *,
@@ -1147,14 +1223,216 @@ class CommitReply(_message.Message):
         store_id: _builtins.bytes = ...,
         version_id: _builtins.bytes = ...,
         level: _builtins.str = ...,
+        staged: _builtins.bool = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "position", b"position", "store_id", b"store_id", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "notes", b"notes", "position", b"position", "staged", b"staged", "store_id", b"store_id", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitReply: _TypeAlias = CommitReply  # noqa: Y015
+
+@_typing.final
+class FileVersion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MTIME_NANOSECONDS_FIELD_NUMBER: _builtins.int
+    REPLACED_NANOSECONDS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """of the entry that made it: its name within the file's history"""
+    size_bytes: _builtins.int
+    mtime_nanoseconds: _builtins.int
+    replaced_nanoseconds: _builtins.int
+    """when it was overwritten or removed; 0: it is the current one"""
+    actor: _builtins.str
+    """who wrote it"""
+    current: _builtins.bool
+    removed: _builtins.bool
+    """the file itself is gone"""
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        mtime_nanoseconds: _builtins.int = ...,
+        replaced_nanoseconds: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        current: _builtins.bool = ...,
+        removed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "current", b"current", "mtime_nanoseconds", b"mtime_nanoseconds", "removed", b"removed", "replaced_nanoseconds", b"replaced_nanoseconds", "seq", b"seq", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileVersion: _TypeAlias = FileVersion  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    owner: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileVersion]: ...
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___FileVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsReply: _TypeAlias = ListVersionsReply  # noqa: Y015
+
+@_typing.final
+class PendingChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STAGED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    store_id: _builtins.bytes
+    owner: _builtins.str
+    path: _builtins.bytes
+    """as far as it can be told"""
+    change: _builtins.str
+    """create, write, rename, remove …"""
+    state: _builtins.str
+    """waiting, sent, refused"""
+    reason: _builtins.str
+    staged_milliseconds: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        store_id: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
+        path: _builtins.bytes = ...,
+        change: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        staged_milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "number", b"number", "owner", b"owner", "path", b"path", "reason", b"reason", "staged_milliseconds", b"staged_milliseconds", "state", b"state", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingChange: _TypeAlias = PendingChange  # noqa: Y015
+
+@_typing.final
+class ListPendingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPendingRequest: _TypeAlias = ListPendingRequest  # noqa: Y015
+
+@_typing.final
+class ListPendingReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingChange]: ...
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___PendingChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPendingReply: _TypeAlias = ListPendingReply  # noqa: Y015
+
+@_typing.final
+class DiscardPendingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardPendingRequest: _TypeAlias = DiscardPendingRequest  # noqa: Y015
+
+@_typing.final
+class DiscardPendingReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISCARDED_FIELD_NUMBER: _builtins.int
+    discarded: _builtins.int
+    def __init__(
+        self,
+        *,
+        discarded: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discarded", b"discarded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardPendingReply: _TypeAlias = DiscardPendingReply  # noqa: Y015
 
 @_typing.final
 class AwaitLevelRequest(_message.Message):

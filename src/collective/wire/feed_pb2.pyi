@@ -1296,18 +1296,22 @@ class ExpectedContent(_message.Message):
 
     INODE_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    INLINE_HASH_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
     version_id: _builtins.bytes
     """empty: inline or none"""
+    inline_hash: _builtins.bytes
+    """BLAKE3-256 of the inline content (of nothing: of b"") when there is no version"""
     def __init__(
         self,
         *,
         inode: _builtins.int = ...,
         version_id: _builtins.bytes = ...,
+        inline_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inline_hash", b"inline_hash", "inode", b"inode", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1320,6 +1324,7 @@ class TreeOperation(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     EXPECTATIONS_FIELD_NUMBER: _builtins.int
+    TIME_NANOSECONDS_FIELD_NUMBER: _builtins.int
     CREATE_FIELD_NUMBER: _builtins.int
     LINK_FIELD_NUMBER: _builtins.int
     UNLINK_FIELD_NUMBER: _builtins.int
@@ -1329,6 +1334,10 @@ class TreeOperation(_message.Message):
     SET_CONTENT_FIELD_NUMBER: _builtins.int
     actor: _builtins.str
     """federated address that asked"""
+    time_nanoseconds: _builtins.int
+    """When the writer made it, nanoseconds since 1970: becomes the ctime, and where the change names none the mtime, of
+    whatever it touches. 0: the entry's wall time.
+    """
     @_builtins.property
     def id(self) -> Global___OperationId: ...
     @_builtins.property
@@ -1353,6 +1362,7 @@ class TreeOperation(_message.Message):
         id: Global___OperationId | None = ...,
         actor: _builtins.str = ...,
         expectations: _abc.Iterable[Global___Expectation] | None = ...,
+        time_nanoseconds: _builtins.int = ...,
         create: Global___Create | None = ...,
         link: Global___Link | None = ...,
         unlink: Global___Unlink | None = ...,
@@ -1363,7 +1373,7 @@ class TreeOperation(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "create", b"create", "id", b"id", "link", b"link", "rename", b"rename", "set_attributes", b"set_attributes", "set_content", b"set_content", "set_xattr", b"set_xattr", "unlink", b"unlink"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "change", b"change", "create", b"create", "expectations", b"expectations", "id", b"id", "link", b"link", "rename", b"rename", "set_attributes", b"set_attributes", "set_content", b"set_content", "set_xattr", b"set_xattr", "unlink", b"unlink"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "change", b"change", "create", b"create", "expectations", b"expectations", "id", b"id", "link", b"link", "rename", b"rename", "set_attributes", b"set_attributes", "set_content", b"set_content", "set_xattr", b"set_xattr", "time_nanoseconds", b"time_nanoseconds", "unlink", b"unlink"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["create", "link", "unlink", "rename", "set_attributes", "set_xattr", "set_content"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
@@ -1649,8 +1659,11 @@ class SetContent(_message.Message):
     INODE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     MTIME_NANOSECONDS_FIELD_NUMBER: _builtins.int
+    PROVISIONAL_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
     mtime_nanoseconds: _builtins.int
+    provisional: _builtins.bool
+    """a file still being written: no version that anybody will want back"""
     @_builtins.property
     def content(self) -> Global___Content: ...
     def __init__(
@@ -1659,10 +1672,11 @@ class SetContent(_message.Message):
         inode: _builtins.int = ...,
         content: Global___Content | None = ...,
         mtime_nanoseconds: _builtins.int = ...,
+        provisional: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "inode", b"inode", "mtime_nanoseconds", b"mtime_nanoseconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "inode", b"inode", "mtime_nanoseconds", b"mtime_nanoseconds", "provisional", b"provisional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

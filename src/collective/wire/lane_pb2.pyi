@@ -48,6 +48,22 @@ class _LaneMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaneMethod
     """own components: wait until the catalogue moved past a counter"""
     LANE_POLICY: _LaneMethod.ValueType  # 11
     """own coordinator only: its signing key and current policy epoch"""
+    LANE_SUBMIT: _LaneMethod.ValueType  # 12
+    """what a mount asks of its own coordinator; bodies are the messages named
+    body: SubmitRequest; reply body: SubmitReply (submit.proto)
+    """
+    LANE_LEASE_NUMBERS: _LaneMethod.ValueType  # 13
+    """body: LeaseNumbersRequest; reply body: LeaseNumbersReply (submit.proto)"""
+    LANE_LEASE_DIRECTORY: _LaneMethod.ValueType  # 14
+    """the right to change one directory from memory"""
+    LANE_RECALL: _LaneMethod.ValueType  # 15
+    """asked BY the coordinator: give such a lease up, answered when it is"""
+    LANE_RENEW: _LaneMethod.ValueType  # 16
+    """all leases of this connection, once a second; also tells the space left"""
+    LANE_BEGIN_UPLOAD: _LaneMethod.ValueType  # 17
+    """body: BeginUploadRequest; reply body: BeginUploadReply (control.proto)"""
+    LANE_AWAIT_LEVEL: _LaneMethod.ValueType  # 18
+    """body: AwaitLevelRequest; reply body: AwaitLevelReply (control.proto)"""
 
 class LaneMethod(_LaneMethod, metaclass=_LaneMethodEnumTypeWrapper):
     """Method numbers. Requests and replies are named after them."""
@@ -75,6 +91,22 @@ LANE_EVENTS: LaneMethod.ValueType  # 10
 """own components: wait until the catalogue moved past a counter"""
 LANE_POLICY: LaneMethod.ValueType  # 11
 """own coordinator only: its signing key and current policy epoch"""
+LANE_SUBMIT: LaneMethod.ValueType  # 12
+"""what a mount asks of its own coordinator; bodies are the messages named
+body: SubmitRequest; reply body: SubmitReply (submit.proto)
+"""
+LANE_LEASE_NUMBERS: LaneMethod.ValueType  # 13
+"""body: LeaseNumbersRequest; reply body: LeaseNumbersReply (submit.proto)"""
+LANE_LEASE_DIRECTORY: LaneMethod.ValueType  # 14
+"""the right to change one directory from memory"""
+LANE_RECALL: LaneMethod.ValueType  # 15
+"""asked BY the coordinator: give such a lease up, answered when it is"""
+LANE_RENEW: LaneMethod.ValueType  # 16
+"""all leases of this connection, once a second; also tells the space left"""
+LANE_BEGIN_UPLOAD: LaneMethod.ValueType  # 17
+"""body: BeginUploadRequest; reply body: BeginUploadReply (control.proto)"""
+LANE_AWAIT_LEVEL: LaneMethod.ValueType  # 18
+"""body: AwaitLevelRequest; reply body: AwaitLevelReply (control.proto)"""
 Global___LaneMethod: _TypeAlias = LaneMethod  # noqa: Y015
 
 @_typing.final
@@ -626,3 +658,134 @@ class PolicyReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyReply: _TypeAlias = PolicyReply  # noqa: Y015
+
+@_typing.final
+class LeaseDirectoryRequest(_message.Message):
+    """A lease on (store, directory) of this connection. It holds until recalled, until the connection ends, or until the
+    term is over without a renewal; its holder stops using it at two thirds of the term.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.bytes
+    inode: _builtins.int
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.bytes = ...,
+        inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseDirectoryRequest: _TypeAlias = LeaseDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class LeaseDirectoryReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTED_FIELD_NUMBER: _builtins.int
+    TERM_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    RETRY_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    granted: _builtins.bool
+    """false: not now (somebody else's turn, or the coordinator just started)"""
+    term_milliseconds: _builtins.int
+    retry_milliseconds: _builtins.int
+    """when not granted: ask again after this"""
+    def __init__(
+        self,
+        *,
+        granted: _builtins.bool = ...,
+        term_milliseconds: _builtins.int = ...,
+        retry_milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "retry_milliseconds", b"retry_milliseconds", "term_milliseconds", b"term_milliseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseDirectoryReply: _TypeAlias = LeaseDirectoryReply  # noqa: Y015
+
+@_typing.final
+class RecallRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.bytes
+    inode: _builtins.int
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.bytes = ...,
+        inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallRequest: _TypeAlias = RecallRequest  # noqa: Y015
+
+@_typing.final
+class RecallReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallReply: _TypeAlias = RecallReply  # noqa: Y015
+
+@_typing.final
+class RenewRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class RenewReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    term_milliseconds: _builtins.int
+    total_bytes: _builtins.int
+    """of this home's nodes, for df"""
+    free_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        term_milliseconds: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "term_milliseconds", b"term_milliseconds", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewReply: _TypeAlias = RenewReply  # noqa: Y015
