@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -46,6 +46,7 @@ __all__ = ["GossipParts", "Gossiping", "PeerState"]
 
 CALL_SECONDS = 3.0
 QUEUE_LENGTH = 64  # messages waiting for one peer; what is older than that is stale anyway
+DELIVERIES_WAITING = 256  # pushes of up to 64 KiB; what comes beyond is asked for later
 PULLS_AT_ONCE = 4
 FIRST_PART = 8  # the fields of GossipMessage from there on say what it carries
 DEFAULT_PORT = 8001  # of a member that is known by its domain alone
@@ -116,7 +117,7 @@ class Gossiping:
         self._seen: dict[bytes, int] = {}
         self._view_due = 0.0
         self._queues: dict[str, deque[bytes]] = {}
-        self._deliveries: asyncio.Queue[Deliver] = asyncio.Queue()
+        self._deliveries: asyncio.Queue[Deliver] = asyncio.Queue(DELIVERIES_WAITING)
         self._pulls = asyncio.Semaphore(PULLS_AT_ONCE)
         self._places: dict[str, list[str]] = {}
         self._used: dict[str, str] = {}  # the endpoint that answered last
@@ -262,8 +263,11 @@ class Gossiping:
                     replies.append(raw)
                 case Send(peer, raw):
                     self._queue(peer, raw)
-                case Deliver():
-                    self._deliveries.put_nowait(effect)
+                case Deliver(peer, feed, _):
+                    try:
+                        self._deliveries.put_nowait(effect)
+                    except asyncio.QueueFull:
+                        self._carry_out(self._engine.refused(peer, feed, parts.clock.monotonic()))
                 case Pull(peer, after):
                     self._spawn(self._pull(peer, dict(after)), f"pull from {peer}")
                 case Learned(domain, endpoints):
@@ -273,7 +277,7 @@ class Gossiping:
                     parts.observer.event("gossip.member", member=domain, was=str(old), now=str(new))
         self._alarm.set()
 
-    def _spawn(self, work: Awaitable[None], name: str) -> None:
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
         async def guarded() -> None:
             try:
                 await work
@@ -281,7 +285,9 @@ class Gossiping:
                 # what one peer sends must never end the coordinator; it is told loudly
                 self._parts.observer.event("gossip.unexpected", what=name, error=f"{type(error).__name__}: {error}")
 
-        if self._running is not None:
+        if self._running is None:
+            work.close()  # stopping
+        else:
             self._running.create_task(guarded(), name=name)
 
     def _queue(self, peer: str, raw: bytes) -> None:
