@@ -96,7 +96,7 @@ def test_a_lost_copy_is_not_counted_until_it_is_whole(federation: TestFederation
 
 
 def test_whoever_wrote_into_anothers_datastore_fetches_what_it_lost(federation: TestFederation) -> None:
-    """The writer holds by the entry, the owner by its statement: each one's loss is mended the way it came to hold it."""
+    """The writer holds by the entry, the owner by its statement; each one's loss is mended accordingly."""
     alice, bob = federation.catalogs["alice"], federation.add("bob")
     store = alice.create_datastore(b"/media", feed_pb2.MEDIA, 2, {})
     alice.grant(b"/media", [feed_pb2.READ, feed_pb2.WRITE], "bob@media.collective")

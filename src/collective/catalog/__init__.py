@@ -19,6 +19,7 @@ from collective.catalog.overlay import Overlay, located
 from collective.catalog.permissions import Verdict
 from collective.catalog.planning import Plan
 from collective.catalog.reader import Reader
+from collective.catalog.roster import signing_public_key
 from collective.catalog.staged import Pending, StagedRow
 from collective.catalog.staging import Conflict
 from collective.wire.feed_pb2 import Position
@@ -47,4 +48,5 @@ __all__ = [
     "located",
     "member_feed_id",
     "root_feed_id",
+    "signing_public_key",
 ]

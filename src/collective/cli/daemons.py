@@ -12,7 +12,8 @@ from collective.cli.words import home_of, start
 from collective.core.errors import Misconfigured
 from collective.core.sizes import parse_size
 from collective.daemon.config import load_node_config
-from collective.daemon.coordinator import CoordinatorSettings, run_coordinator
+from collective.daemon.coordinator import run_coordinator
+from collective.daemon.foundation import CoordinatorSettings
 from collective.daemon.home import Home
 from collective.daemon.node import NodeSettings, run_node
 from collective.daemon.runtime import LogObserver, SystemClock, die_with_parent, raise_memory_thresholds, until_stopped

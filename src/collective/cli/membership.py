@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from collective.admission import found_federation, join_with_bundle, make_join_request
-from collective.cli.words import NewFile, endpoint_option, home_of, json_option, note, parse_endpoint, print_json, start
+from collective.cli.words import (
+    NewFile,
+    describe_peer,
+    endpoint_option,
+    home_of,
+    json_option,
+    note,
+    parse_endpoint,
+    print_json,
+    start,
+)
 from collective.core.address import member_identity, validate_domain
 from collective.core.errors import Misconfigured, NotFound
 from collective.daemon.client import read_members
@@ -159,12 +171,30 @@ def join(
 @click.pass_context
 def members(context: click.Context, as_json: bool) -> None:
     """Who is a member, with what this home knows of them."""
-    rows = read_members(home_of(context))
+    home = home_of(context)
+    rows = read_members(home)
+    seen = {peer["member"]: peer for peer in start(_peers(home))}
     if as_json:
-        print_json({"members": [dataclasses.asdict(row) for row in rows]})
+        print_json({"members": [dataclasses.asdict(row) | _seen(seen.get(row.domain)) for row in rows]})
         return
     for row in rows:
-        click.echo(f"{row.identity}  {row.domain}  {' '.join(row.endpoints)}{'  removed' if row.removed else ''}")
+        state = "removed" if row.removed else describe_peer(seen[row.domain]) if row.domain in seen else ""
+        click.echo(f"{row.identity}  {row.domain}  {' '.join(row.endpoints)}  {state}".rstrip())
+
+
+async def _peers(home: Home) -> list[dict[str, Any]]:
+    """What the running coordinator thinks of the others; nothing when none runs."""
+    if not home.socket.exists():
+        return []
+    async with open_control(home, SystemClock()) as control:
+        reply = await control.call("Status", control_pb2.StatusRequest(), control_pb2.StatusReply)
+        peers: list[dict[str, Any]] = json.loads(reply.json)["peers"]
+        return peers
+
+
+def _seen(peer: dict[str, Any] | None) -> dict[str, Any]:
+    keys = ("state", "entries_behind", "entries_ahead", "heard_seconds_ago")
+    return {key: peer[key] if peer else None for key in keys}
 
 
 def _make_home(home: Home) -> None:

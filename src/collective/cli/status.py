@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from collective.cli.old_addresses import full_address
-from collective.cli.words import home_of, json_option, print_json, start
+from collective.cli.words import describe_peer, home_of, json_option, print_json, start
 from collective.core.sizes import format_size
 from collective.daemon.client import ping_member
 from collective.daemon.control import open_control
@@ -40,7 +40,9 @@ def status(context: click.Context, show_connections: bool, as_json: bool) -> Non
     for node in document["nodes"]:
         click.echo(_node_line(node))
     for peer in document["peers"]:
-        state = "connected" if peer["connected"] else f"not reached: {peer['reason']}"
+        state = describe_peer(peer)
+        if not peer["connected"] and peer["reason"]:
+            state += f": {peer['reason']}"
         where = f"  {peer['endpoint']}" if show_connections and peer["endpoint"] else ""
         click.echo(f"  peer {peer['member']}{where}  {state}")
     for store in document["datastores"]:

@@ -22,6 +22,7 @@ from collective.wire import control_pb2, feed_pb2
 
 __all__ = [
     "NewFile",
+    "describe_peer",
     "endpoint_option",
     "home_of",
     "json_option",
@@ -60,6 +61,18 @@ def tell_commit(reply: control_pb2.CommitReply) -> None:
         note(text)
     if reply.staged:
         note("its owner is away: the change is kept here and sent when it is back; see `collective pending`")
+
+
+def describe_peer(peer: dict[str, Any]) -> str:
+    """A member as the running coordinator sees it: state, how far behind, when it was last heard."""
+    parts = [peer["state"]]
+    if peer["entries_behind"]:
+        parts.append(f"{peer['entries_behind']} entries behind")
+    if peer["entries_ahead"]:
+        parts.append(f"{peer['entries_ahead']} entries ahead of this home")
+    if peer["heard_seconds_ago"] is not None:
+        parts.append(f"heard {peer['heard_seconds_ago']:.0f} s ago")
+    return ", ".join(parts)
 
 
 def print_json(document: object) -> None:

@@ -151,8 +151,6 @@ class NodeConfig(_Section):
 
 # Parsed and validated, but nothing acts on them yet: their behaviour comes with later work.
 _UNBUILT: Mapping[str, str] = {
-    "federation.enable_gossip": "gossip is not built yet; peers are met by PeerConnect",
-    "federation.gossip_interval": "gossip is not built yet",
     "datastores.cache_popular": "popularity copies are not built yet",
     "datastores.cross_member": "copies already go to other members; diversity rules are not built yet",
     "datastores.permissions": "grants are given with `datastore grant`",

@@ -15,8 +15,9 @@ from google.protobuf.message import Message
 from collective.core.clock import Clock
 from collective.core.errors import Unreachable
 from collective.core.observe import SILENT
-from collective.daemon.coordinator import Parts, assemble
+from collective.daemon.foundation import open_foundation
 from collective.daemon.home import Home
+from collective.daemon.parts import Parts, assemble
 from collective.net.channels import LocalChannel
 from collective.net.rpc import Caller, Row
 
@@ -62,7 +63,7 @@ class _Local:
     running = False
 
     def __init__(self, parts: Parts) -> None:
-        self._rows: dict[str, Row] = {row.method: row for row in parts.rows}
+        self._rows: dict[str, Row] = {row.method: row for row in parts.rows()}
         self._caller = Caller(identity=None)
 
     async def call(
@@ -96,9 +97,10 @@ async def open_control(home: Home, clock: Clock, *, need_running: bool = False) 
             f"start it: collective --home {home.path} coordinator --federation --storage 1TB",
         )
     with home.locked():
-        parts = assemble(home, clock, SILENT)
+        ground = open_foundation(home, clock, SILENT)
+        parts = assemble(ground)
         try:
-            await parts.hear_separate_nodes()
+            await ground.hear_separate_nodes()
             yield _Local(parts)
         finally:
             await parts.close()

@@ -188,6 +188,21 @@ class Home:
                     rows.append(row)
         return rows
 
+    # ------------------------------------------------------------ gossip.state
+
+    def saved_gossip(self) -> bytes:
+        """What an earlier run's gossip kept, b"" when there is nothing."""
+        try:
+            return (self.path / "gossip.state").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def save_gossip(self, state: bytes) -> None:
+        """Replace it. Not synced: an older one, after a crash of the machine, costs one round of questions."""
+        temporary = self.path / "gossip.state.new"
+        temporary.write_bytes(state)
+        temporary.replace(self.path / "gossip.state")
+
     # ------------------------------------------------------------ peers.json
 
     def saved_peers(self) -> dict[str, list[feed_pb2.Endpoint]]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from collective.catalog import Catalog
 from collective.core.clock import Clock
 from collective.core.sizes import format_size
+from collective.gossip import State
 from collective.health.changes import ChangesReport
 from collective.health.finding import Finding
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
+from collective.transfer.gossip_view import PeerState
 from collective.transfer.nodes import NodeDirectory, NodeRecord
 from collective.transfer.refetch import Refetcher
 from collective.transfer.repair import CopyMaker
-from collective.transfer.sync import PeerSync
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["StatusDesk", "status_rows"]
@@ -30,7 +31,7 @@ class StatusDesk:
 
     catalog: Catalog
     nodes: NodeDirectory
-    sync: PeerSync
+    peers: Callable[[], Mapping[str, PeerState]]
     copies: CopyMaker
     refetch: Refetcher
     clock: Clock
@@ -65,7 +66,7 @@ class StatusDesk:
             "federation": self.own.federation_domain,
             "nodes": [self._node(node) for node in self.nodes.all()],
             "relayed_bytes": self.relayed_bytes(),
-            "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
+            "peers": [self._peer(domain, state) for domain, state in sorted(self.peers().items())],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
             "pending": self.changes.pending(),
             "conflicts": self.changes.conflicts(),
@@ -73,7 +74,7 @@ class StatusDesk:
         if connections:
             document["connections"] = [
                 {"peer": domain, "endpoint": state.endpoint, "connected": state.connected}
-                for domain, state in sorted(self.sync.states.items())
+                for domain, state in sorted(self.peers().items())
             ]
         return document
 
@@ -101,15 +102,16 @@ class StatusDesk:
             }
         return row
 
-    def _peer(self, domain: str) -> dict[str, object]:
-        state = self.sync.states[domain]
-        heard = self.clock.monotonic() - state.last_heard if state.last_heard else None
+    def _peer(self, domain: str, state: PeerState) -> dict[str, object]:
         return {
             "member": domain,
+            "state": str(state.state),
+            "entries_behind": state.behind,
+            "entries_ahead": state.ahead,
             "connected": state.connected,
             "caught_up": state.caught_up,
             "endpoint": state.endpoint,
-            "heard_seconds_ago": heard,
+            "heard_seconds_ago": state.heard_seconds_ago,
             "reason": state.reason,
         }
 
@@ -178,8 +180,8 @@ class StatusDesk:
                 )
 
     def _peer_findings(self) -> Iterable[Finding]:
-        for domain, state in sorted(self.sync.states.items()):
-            if not state.connected:
+        for domain, state in sorted(self.peers().items()):
+            if not state.connected and state.state is not State.LEFT:
                 yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
 
     def _own_findings(self) -> Iterable[Finding]:

@@ -6,7 +6,7 @@ first whether the caller may. Absent and forbidden are answered alike.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook, ordered
 from collective.transfer.sync import EntryServer, introduce
 from collective.wire import control_pb2, feed_pb2
+from collective.wire.gossip_pb2 import SignedGossip
 
 __all__ = ["FederationDesk", "federation_rows", "membership_rows"]
 
@@ -47,6 +48,7 @@ class FederationDesk:
 
     catalog: Catalog
     entries: EntryServer
+    gossip: Callable[[str, SignedGossip], Awaitable[control_pb2.GossipReply]]
     copies: CopyDesk
     book: PeerBook
     nodes: NodeDirectory
@@ -72,6 +74,10 @@ class FederationDesk:
         reply = control_pb2.PeerConnectReply()
         reply.ParseFromString(own.SerializeToString())  # the same fields under the same numbers
         return reply
+
+    async def gossiped(self, caller: Caller, message: SignedGossip) -> control_pb2.GossipReply:
+        """A signed message; the connection says who hands it over."""
+        return await self.gossip(caller_identity(caller).member_domain, message)
 
     async def follow(
         self, caller: Caller, request: control_pb2.FollowRequest
@@ -166,6 +172,7 @@ def federation_rows(desk: FederationDesk) -> list[Row]:
 
     return [
         row("PeerConnect", desk.peer_connect, COORDINATOR, "being a member"),
+        row("Gossip", desk.gossiped, COORDINATOR, "being a member"),
         row("Follow", desk.follow, COORDINATOR, "per feed: member, host or READ"),
         row("OpenVersion", desk.open_version, READERS, "READ"),
         row("FetchPages", desk.fetch_pages, READERS, "READ"),

@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import feed_pb2 as _feed_pb2
+from collective.wire import gossip_pb2 as _gossip_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -161,13 +162,33 @@ class PeerConnectReply(_message.Message):
 Global___PeerConnectReply: _TypeAlias = PeerConnectReply  # noqa: Y015
 
 @_typing.final
+class GossipReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_gossip_pb2.SignedGossip]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_gossip_pb2.SignedGossip] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GossipReply: _TypeAlias = GossipReply  # noqa: Y015
+
+@_typing.final
 class FollowRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
-        """what the caller has"""
+        """what the caller has; seq 0: nothing yet"""
 
     def __init__(
         self,
@@ -191,7 +212,7 @@ class FollowReply(_message.Message):
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
     feed_id: _builtins.bytes
     caught_up: _builtins.bool
-    """everything known so far was sent"""
+    """everything was sent"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Entry, verbatim, in order"""

@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import control_pb2 as _control_pb2
+from collective.wire import gossip_pb2 as _gossip_pb2
 from collective.wire import submit_pb2 as _submit_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -37,8 +38,10 @@ class FederationStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FederationAsyncStub: ...
     PeerConnect: _grpc.UnaryUnaryMultiCallable[_control_pb2.PeerConnectRequest, _control_pb2.PeerConnectReply]
+    Gossip: _grpc.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]
+    """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _grpc.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]
-    """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+    """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
     OpenVersion: _grpc.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]
     """A read ticket for one version, with where to use it and, if asked, its pages."""
     FetchPages: _grpc.UnaryUnaryMultiCallable[_control_pb2.FetchPagesRequest, _control_pb2.FetchPagesReply]
@@ -60,8 +63,10 @@ class FederationAsyncStub(FederationStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PeerConnect: _aio.UnaryUnaryMultiCallable[_control_pb2.PeerConnectRequest, _control_pb2.PeerConnectReply]  # type: ignore[assignment]
+    Gossip: _aio.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]  # type: ignore[assignment]
+    """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _aio.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]  # type: ignore[assignment]
-    """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+    """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
     OpenVersion: _aio.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]  # type: ignore[assignment]
     """A read ticket for one version, with where to use it and, if asked, its pages."""
     FetchPages: _aio.UnaryUnaryMultiCallable[_control_pb2.FetchPagesRequest, _control_pb2.FetchPagesReply]  # type: ignore[assignment]
@@ -88,12 +93,20 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.PeerConnectReply, _abc.Awaitable[_control_pb2.PeerConnectReply]]: ...
 
     @_abc_1.abstractmethod
+    def Gossip(
+        self,
+        request: _gossip_pb2.SignedGossip,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GossipReply, _abc.Awaitable[_control_pb2.GossipReply]]:
+        """One signed gossip message; what the recipient has to tell the caller comes back with it."""
+
+    @_abc_1.abstractmethod
     def Follow(
         self,
         request: _control_pb2.FollowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.FollowReply], _abc.AsyncIterator[_control_pb2.FollowReply]]:
-        """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+        """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
 
     @_abc_1.abstractmethod
     def OpenVersion(
