@@ -20,16 +20,22 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from collective.catalog import apply as applying
+from collective.catalog.chain import note_entry
 from collective.catalog.database import database_error, open_for_writing
 from collective.catalog.entry import ParsedEntry, open_sealed, parse_entry, root_feed_id, verify_signature
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.feed import FeedState, check_follows
 from collective.catalog.reader import Reader
-from collective.catalog.roster import apply_member_operation, apply_root_operation, signing_public_key
+from collective.catalog.roster import (
+    apply_member_operation,
+    apply_root_operation,
+    cut_statements,
+    signing_public_key,
+)
 from collective.core.errors import Corrupt, Misconfigured, NotFound
 from collective.wire import feed_pb2
 
-__all__ = ["Applier", "Body", "Feed"]
+__all__ = ["Applier", "Body", "Feed", "epoch_start_of", "parse_body"]
 
 _Message = TypeVar("_Message", feed_pb2.RootBody, feed_pb2.MemberBody)
 Body = feed_pb2.RootBody | feed_pb2.MemberBody | feed_pb2.StorePublic
@@ -149,19 +155,20 @@ class Applier(Reader):
         header = entry.header
         kind, owner = self._verify(entry)
         feed = self._feed(header.feed_id)
-        body: Body
-        if kind == "root":
-            body = _decode(feed_pb2.RootBody, entry.public_part)
-        elif kind == "member":
-            body = _decode(feed_pb2.MemberBody, entry.public_part)
-        else:
-            body = applying.parse_store_public(entry.public_part)
-            if (header.seq == 1) != body.HasField("start"):
-                raise Corrupt("a store feed begins with its start, and only once")
-        check_follows(
-            feed.head if feed else FeedState(), entry, body.epoch_start if body.HasField("epoch_start") else None
-        )
+        check_follows(feed.head if feed else FeedState(), entry, epoch_start_of(entry, kind))
         number = self._store_entry(connection, entry, feed, kind, owner)
+        self.change_tables(connection, entry, kind, owner, number)
+        connection.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'lamport'", (header.lamport,))
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+
+    def change_tables(
+        self, connection: sqlite3.Connection, entry: ParsedEntry, kind: str, owner: str, number: int
+    ) -> None:
+        """What an entry that was verified and stored changes in the derived tables; inside a transaction."""
+        header = entry.header
+        body = parse_body(kind, entry.public_part)
+        if body.HasField("epoch_start"):
+            cut_statements(connection, header.feed_id, header.epoch_number, body.epoch_start.base.seq)
         if isinstance(body, feed_pb2.RootBody):
             for index, root_operation in enumerate(body.operations):
                 if self._fresh(connection, number, header.seq, index, root_operation.id):
@@ -175,11 +182,11 @@ class Applier(Reader):
                     reason = apply_member_operation(connection, owner, operation, header.seq, header.lamport)
                     self._skipped(connection, number, header.seq, index, reason)
         else:
+            if (header.seq == 1) != body.HasField("start"):
+                raise Corrupt("a store feed begins with its start, and only once")
             self._check_start(body, owner)
             applying.apply_store_public(connection, header.feed_id, body, header.seq)
             self.open_waiting(connection, header.feed_id)
-        connection.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'lamport'", (header.lamport,))
-        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
 
     def _check_start(self, body: feed_pb2.StorePublic, owner: str) -> None:
         if body.HasField("start"):
@@ -222,6 +229,7 @@ class Applier(Reader):
                 (header.epoch_number, header.epoch_id, header.seq, entry.hash, header.lamport, opened, number),
             )
         connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (number, header.seq, entry.hash, entry.raw))
+        note_entry(connection, number, header)
         return number
 
     def open_waiting(self, connection: sqlite3.Connection, store_id: bytes) -> int:
@@ -232,18 +240,35 @@ class Applier(Reader):
         done = 0
         for seq, raw in connection.execute(
             "SELECT seq, entry FROM entries WHERE feed = ? AND seq > ? ORDER BY seq", (feed.id, feed.opened_seq)
-        ).fetchall():
+        ):
             entry = parse_entry(raw)
             if entry.sealed_part:
                 key = self.store_key(entry.header.key_name)
                 if key is None:
                     break
                 applying.apply_store_sealed(connection, feed.id, entry, open_sealed(entry, key))
+            elif applying.parse_store_public(entry.public_part).HasField("epoch_start"):
+                applying.open_numbers(connection, feed.id, entry)
             connection.execute("UPDATE feeds SET opened_seq = ? WHERE id = ?", (seq, feed.id))
             done += 1
         if done:
             connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
         return done
+
+
+def parse_body(kind: str, public_part: bytes) -> Body:
+    """The public part of an entry of a feed of that kind (root, member, store). Raises: Corrupt."""
+    if kind == "root":
+        return _decode(feed_pb2.RootBody, public_part)
+    if kind == "member":
+        return _decode(feed_pb2.MemberBody, public_part)
+    return applying.parse_store_public(public_part)
+
+
+def epoch_start_of(entry: ParsedEntry, kind: str) -> feed_pb2.EpochStart | None:
+    """What an entry says of the epoch it opens, None when it opens none. Raises: Corrupt."""
+    body = parse_body(kind, entry.public_part)
+    return body.epoch_start if body.HasField("epoch_start") else None
 
 
 def _decode(kind: type[_Message], raw: bytes) -> _Message:

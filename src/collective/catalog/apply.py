@@ -7,11 +7,21 @@ import sqlite3
 from google.protobuf.message import DecodeError
 
 from collective.catalog.entry import ParsedEntry
-from collective.catalog.tree import ROOT_NUMBER, apply_operation, make_root
+from collective.catalog.tree import MAX_NUMBER, ROOT_NUMBER, apply_operation, make_root
 from collective.core.errors import Corrupt
 from collective.wire import feed_pb2
 
-__all__ = ["absorb", "apply_store_public", "apply_store_sealed", "parse_store_public", "record_refusal"]
+__all__ = [
+    "absorb",
+    "apply_store_public",
+    "apply_store_sealed",
+    "forget_store",
+    "open_numbers",
+    "parse_store_public",
+    "record_refusal",
+]
+
+NUMBER_GAP = 1 << 24  # far above what one lost tail can have given out; 65,536 such gaps fit
 
 
 def parse_store_public(raw: bytes) -> feed_pb2.StorePublic:
@@ -85,3 +95,23 @@ def apply_store_sealed(connection: sqlite3.Connection, feed: int, entry: ParsedE
             "UPDATE store_numbers SET next_number = max(next_number, ?) WHERE store = ?",
             (min(sealed.next_number, 1 << 40), feed),
         )
+
+
+def open_numbers(connection: sqlite3.Connection, feed: int, entry: ParsedEntry) -> None:
+    """A new epoch gives out inode numbers far above every one given before: those of lost creates are not known."""
+    if connection.execute("SELECT 1 FROM store_numbers WHERE store = ?", (feed,)).fetchone() is None:
+        make_root(connection, feed, entry.header.wall_milliseconds * 1_000_000)
+    connection.execute(
+        "UPDATE store_numbers SET next_number = min(next_number + ?, ?) WHERE store = ?", (NUMBER_GAP, MAX_NUMBER, feed)
+    )
+
+
+def forget_store(connection: sqlite3.Connection, feed: int, store_id: bytes) -> None:
+    """Clear everything that derives from a store feed; its entries are applied anew afterwards."""
+    for table in ("inodes", "links", "xattrs", "store_numbers"):
+        connection.execute(f"DELETE FROM {table} WHERE store = ?", (feed,))
+    for table in ("operations", "refused_operations"):
+        connection.execute(f"DELETE FROM {table} WHERE feed = ?", (feed,))
+    for table in ("versions", "placements"):
+        connection.execute(f"DELETE FROM {table} WHERE feed_id = ?", (store_id,))
+    connection.execute("UPDATE feeds SET opened_seq = 0 WHERE id = ?", (feed,))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from collective.catalog import commands, datastores, placements
+from collective.catalog import commands, datastores, placements, waking
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
+from collective.catalog.replay import replay
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["Catalog"]
@@ -29,7 +30,9 @@ class Catalog(Ledger):
 
     def tend(self, now: float) -> bool:
         """Background care; whether anything changed. `now` in seconds since 1970."""
-        changed = datastores.tend(self, now)
+        changed = waking.open_epochs(self)
+        changed = replay(self) or changed
+        changed = datastores.tend(self, now) or changed
         if self.own_is_admitted() and not self.is_doubtful():
             changed = placements.restate_holdings(self) or changed
         return changed

@@ -1,0 +1,141 @@
+"""Waking up in doubt: which own feeds may be older than what was told to others, and how work goes on on them.
+
+    clean --database behind a kept head, missing, recovered--> doubt --everybody answered, or was excused--> new epoch
+    clean --a foreign entry of an own feed--> stopped --the coordinator starts again--> doubt
+
+In doubt, entries of own feeds are taken from the others like anybody's; nothing is signed. An epoch opens on what
+came together: {number above every one heard, random id, base}. Whoever holds more takes it back and hands it over
+(`Receiver.take_handed_back`); `replay` signs its operations anew, in order, each once.
+
+Source: the rule was found by a model; with anything less acknowledged writes were lost.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from collective.catalog.facts import as_bytes
+from collective.catalog.feed import FeedState
+from collective.core.errors import Misconfigured
+from collective.wire import feed_pb2
+
+if TYPE_CHECKING:
+    from collective.catalog.ledger import Ledger
+
+__all__ = ["ALL_FEEDS", "Hearing", "awaited", "find_doubt", "mend", "note_doubt", "open_epochs", "refusal"]
+
+ALL_FEEDS = b""  # in the table `doubts`: every own feed, also those that are not known here any more
+BEHIND = "the database is older than what was already told to others"
+RECOVERED = "the database was had back from others"
+
+
+class Hearing:
+    """Who was heard in this process's life. What must outlive it stands in the table `doubts`."""
+
+    def __init__(self) -> None:
+        self.answered: set[str] = set()
+        self.excused: set[str] = set()
+        self.stopped: set[bytes] = set()  # feeds of which foreign entries came: not mended while this process runs
+
+
+def find_doubt(ledger: Ledger) -> None:
+    """Note own feeds that may be behind what was told; each stays noted until its new epoch opens."""
+    found: dict[bytes, str] = {}
+    if ledger.heads_kept.recovered():
+        found[ALL_FEEDS] = RECOVERED
+    for feed_id in ledger.heads_kept.feeds():
+        kept = ledger.heads_kept.newest(feed_id)
+        feed = ledger._feed(feed_id)
+        here = feed.head if feed else FeedState()
+        if kept is None:
+            continue
+        if (kept.epoch_number, kept.seq) > (here.epoch_number, here.seq) or (
+            (kept.epoch_number, kept.seq) == (here.epoch_number, here.seq) and kept.hash != here.hash
+        ):
+            found[feed_id] = BEHIND
+            ledger.observer.event("catalog.doubt", feed=feed_id.hex(), here=here.seq, kept=kept.seq)
+    for feed_id, reason in found.items():
+        note_doubt(ledger, feed_id, reason)
+
+
+def note_doubt(ledger: Ledger, feed_id: bytes, reason: str) -> None:
+    """Durably: nothing is signed on the feed until its new epoch opens."""
+    with ledger.change() as connection:
+        connection.execute("INSERT OR REPLACE INTO doubts VALUES (?, ?)", (feed_id, reason))
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+
+
+def awaited(ledger: Ledger) -> list[str]:
+    """Members that have not told yet what they have of the feeds in doubt, and were not excused."""
+    others = {member.domain for member in ledger.members() if not member.removed} - {ledger.own_domain}
+    return sorted(others - ledger.hearing.answered - ledger.hearing.excused)
+
+
+def refusal(ledger: Ledger, feed_id: bytes) -> Misconfigured:
+    """Why nothing is signed on a feed in doubt, and what mends it."""
+    doubts = ledger.doubts()
+    return Misconfigured(
+        f"{doubts.get(feed_id) or doubts.get(ALL_FEEDS, BEHIND)}; nothing is signed on top of it", mend(ledger)
+    )
+
+
+def mend(ledger: Ledger) -> str:
+    """What a person does about the doubt."""
+    if ledger.hearing.stopped:
+        return "find the second copy of this home and stop it, then start this coordinator again"
+    if not ledger.own_is_admitted():
+        return "start the coordinator; its feeds come back as soon as another member is reached"
+    waiting = awaited(ledger)
+    if not waiting:
+        return "start the coordinator; it goes on by itself in a moment"
+    without = " ".join(f"--without {domain}" for domain in waiting)
+    return f"waiting for {', '.join(waiting)}; to go on without: collective coordinator {without}"
+
+
+def open_epochs(ledger: Ledger) -> bool:
+    """Open a new epoch on every own feed in doubt once everybody answered or was excused; whether any was opened."""
+    if not ledger.doubts() or not ledger.own_is_admitted() or awaited(ledger):
+        return False
+    with ledger.change() as connection:
+        doubts = ledger.doubts()
+        own = _own_feed_ids(ledger)
+        opening = [feed for feed in own if (ALL_FEEDS in doubts or feed in doubts) and not _is_stuck(ledger, feed)]
+        connection.executemany("DELETE FROM doubts WHERE feed_id = ?", [(feed,) for feed in (ALL_FEEDS, *opening)])
+        for feed_id in opening:
+            _open_epoch(ledger, feed_id)
+        if not ledger.hearing.excused - ledger.hearing.answered:
+            for feed_id in set(ledger.doubts()) - set(own):
+                # everybody was heard and nobody knows what it was: it never left this home
+                connection.execute("DELETE FROM doubts WHERE feed_id = ?", (feed_id,))
+                ledger.observer.event("catalog.feed_lost", feed=feed_id.hex())
+    if not ledger.doubts():
+        ledger.heads_kept.settle()
+    return bool(opening)
+
+
+def _own_feed_ids(ledger: Ledger) -> list[bytes]:
+    """Root feed where its key is, member feed, store feeds: what others judge by comes first."""
+    feeds = [ledger.root_feed_id] if ledger.own.root_key is not None else []
+    stores = ledger._all("SELECT feed_id FROM datastores WHERE owner = ? ORDER BY lamport, feed_id", ledger.own_domain)
+    return [*feeds, ledger.own_member_feed(), *(as_bytes(store) for (store,) in stores)]
+
+
+def _is_stuck(ledger: Ledger, feed_id: bytes) -> bool:
+    feed = ledger._feed(feed_id)
+    return feed_id in ledger.hearing.stopped or (feed is not None and feed.forked)
+
+
+def _open_epoch(ledger: Ledger, feed_id: bytes) -> None:
+    feed = ledger._feed(feed_id)
+    head = feed.head if feed else FeedState()
+    kept = ledger.heads_kept.newest(feed_id)
+    row = ledger._one("SELECT max(epoch_number) FROM abandoned WHERE feed_id = ?", feed_id)
+    left = row[0] if row and isinstance(row[0], int) else 0
+    number = max(1, head.epoch_number, kept.epoch_number if kept else 0, left) + 1
+    ledger.append_opening(
+        feed_id,
+        feed_pb2.Position(epoch_number=number, epoch_id=os.urandom(16), seq=head.seq, hash=head.hash),
+        feed_pb2.EpochStart(base=head.position()),
+    )
+    ledger.observer.event("catalog.epoch_opened", feed=feed_id.hex(), epoch=number, base=head.seq)
