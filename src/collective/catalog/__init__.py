@@ -12,6 +12,7 @@ from collective.catalog.feed import Fork, Gap
 from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
 from collective.catalog.ledger import OwnKeys
 from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.overlay import Overlay
 from collective.catalog.permissions import Verdict
 from collective.catalog.reader import Reader
 from collective.wire.feed_pb2 import Position
@@ -26,6 +27,7 @@ __all__ = [
     "Inline",
     "Member",
     "Node",
+    "Overlay",
     "OwnKeys",
     "Position",
     "Reader",

@@ -66,6 +66,23 @@ class Applier(Reader):
         self._lock = threading.RLock()
         self._writer_thread: int | None = None
 
+    def _rederive(self) -> None:
+        """After a migration that asks for it: make the derived tables of all stores anew from their entries."""
+        with self.change() as connection:
+            (asked,) = connection.execute("SELECT value FROM meta WHERE key = 'rederive'").fetchone()
+            if not asked:
+                return
+            for feed, store_id in connection.execute("SELECT id, feed_id FROM feeds WHERE kind = 'store'").fetchall():
+                applying.forget_store(connection, feed, store_id)
+                for seq, raw in connection.execute(
+                    "SELECT seq, entry FROM entries WHERE feed = ? ORDER BY seq", (feed,)
+                ):
+                    public = applying.parse_store_public(parse_entry(raw).public_part)
+                    applying.apply_store_public(connection, store_id, public, seq)
+                self.open_waiting(connection, store_id)
+            connection.execute("UPDATE meta SET value = 0 WHERE key = 'rederive'")
+            applying.note_joined(connection)
+
     def close(self) -> None:
         super().close()
         with self._lock:
@@ -104,7 +121,10 @@ class Applier(Reader):
         """A change is durable."""
 
     def _rolled_back(self) -> None:
-        """A change did not happen."""
+        """A change did not happen: what was read inside it is forgotten."""
+        self._stores = None
+        self._joined = None
+        self._forget_staged()
 
     def _feed(self, feed_id: bytes) -> Feed | None:
         row = self._one(
@@ -176,11 +196,14 @@ class Applier(Reader):
                         connection, root_operation, header.seq, self.federation_domain, self.root_certificate
                     )
                     self._skipped(connection, number, header.seq, index, reason)
+            applying.note_joined(connection)  # the roster's order is who was first
         elif isinstance(body, feed_pb2.MemberBody):
             for index, operation in enumerate(body.operations):
                 if self._fresh(connection, number, header.seq, index, operation.id):
                     reason = apply_member_operation(connection, owner, operation, header.seq, header.lamport)
                     self._skipped(connection, number, header.seq, index, reason)
+                    if operation.HasField("datastore"):
+                        applying.note_joined(connection)
         else:
             if (header.seq == 1) != body.HasField("start"):
                 raise Corrupt("a store feed begins with its start, and only once")
@@ -221,6 +244,7 @@ class Applier(Reader):
                 ),
             )  # fmt: skip
             number = as_int(cursor.lastrowid)
+            applying.note_joined(connection)
         else:
             number = feed.id
             connection.execute(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
 from collective.catalog.entry import ParsedEntry
-from collective.catalog.tree import MAX_NUMBER, ROOT_NUMBER, apply_operation, make_root
+from collective.catalog.inodes import apply_to_tables, make_root
+from collective.catalog.permissions import path_covers
+from collective.catalog.tree import MAX_NUMBER, ROOT_NUMBER
 from collective.core.errors import Corrupt
 from collective.wire import feed_pb2
 
@@ -16,6 +19,7 @@ __all__ = [
     "apply_store_public",
     "apply_store_sealed",
     "forget_store",
+    "note_joined",
     "open_numbers",
     "parse_store_public",
     "record_refusal",
@@ -52,9 +56,12 @@ def apply_store_public(connection: sqlite3.Connection, store_id: bytes, public: 
     """Layouts, placements and releases; what hosts see."""
     for layout in public.layouts:
         connection.execute(
-            "INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?, 0, ?)",
-            (store_id, layout.version_id, seq, min(layout.size_bytes, (1 << 62) - 1), layout.SerializeToString()),
-        )
+            "INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?, 0, ?, ?)",
+            (
+                store_id, layout.version_id, seq, min(layout.size_bytes, (1 << 62) - 1), layout.SerializeToString(),
+                layout.members[0] if layout.members else "",
+            ),
+        )  # fmt: skip
         _place(connection, store_id, layout.version_id, list(layout.members))
     for placement in public.placements:
         _place(connection, store_id, placement.version_id, list(placement.members))
@@ -83,18 +90,57 @@ def apply_store_sealed(connection: sqlite3.Connection, feed: int, entry: ParsedE
     root = connection.execute("SELECT 1 FROM inodes WHERE store = ? AND number = ?", (feed, ROOT_NUMBER)).fetchone()
     if root is None:
         make_root(connection, feed, time_ns)
-    for number, operation in enumerate(sealed.operations):
+    for index, operation in enumerate(sealed.operations):
         if not absorb(connection, operation.id, feed, seq):
-            record_refusal(connection, feed, seq, number, "applied before")
+            record_refusal(connection, feed, seq, index, "applied before")
             continue
-        reason = apply_operation(connection, feed, operation, time_ns)
+        reason = apply_to_tables(connection, feed, operation, seq=seq, index=index, time_ns=time_ns)
         if reason:
-            record_refusal(connection, feed, seq, number, reason)
-    if sealed.next_number:
+            record_refusal(connection, feed, seq, index, reason)
+    next_number = sealed.next_number
+    for lease in sealed.leases:
+        if 0 < lease.first < MAX_NUMBER and 0 < lease.count <= MAX_NUMBER - lease.first:
+            connection.execute(
+                "INSERT OR IGNORE INTO number_leases VALUES (?, ?, ?, ?)",
+                (feed, lease.first, lease.count, lease.member_domain),
+            )
+            next_number = max(next_number, lease.first + lease.count)
+    if next_number:
         connection.execute(
             "UPDATE store_numbers SET next_number = max(next_number, ?) WHERE store = ?",
-            (min(sealed.next_number, 1 << 40), feed),
+            (min(next_number, MAX_NUMBER), feed),
         )
+    _drop_staged(connection, sealed.operations)
+    if any(operation.WhichOneof("change") in _MOVING for operation in sealed.operations):
+        _note_moved_folders(connection, entry.header.feed_id)
+
+
+# changes that may move the folders on the way to a nested DataStore
+_MOVING = frozenset({"create", "unlink", "rename"})
+
+
+def _drop_staged(connection: sqlite3.Connection, operations: Sequence[feed_pb2.TreeOperation]) -> None:
+    """What came back in an entry is not staged any more."""
+    dropped = 0
+    for operation in operations:
+        dropped += connection.execute(
+            "DELETE FROM staged WHERE writer = ? AND random = ?", (operation.id.writer, operation.id.random)
+        ).rowcount
+    if dropped:
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'staged'")
+
+
+def _note_moved_folders(connection: sqlite3.Connection, store_id: bytes) -> None:
+    """Let the joined tree be laid out anew when another DataStore stands inside this one."""
+    paths = dict(connection.execute("SELECT feed_id, path FROM datastores").fetchall())
+    own = paths.get(store_id)
+    if own is not None and any(feed != store_id and path_covers(own, path) for feed, path in paths.items()):
+        note_joined(connection)
+
+
+def note_joined(connection: sqlite3.Connection) -> None:
+    """What the joined tree is made of changed: definitions, keys, the roster, folders on the way."""
+    connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'joined'")
 
 
 def open_numbers(connection: sqlite3.Connection, feed: int, entry: ParsedEntry) -> None:
@@ -108,7 +154,7 @@ def open_numbers(connection: sqlite3.Connection, feed: int, entry: ParsedEntry) 
 
 def forget_store(connection: sqlite3.Connection, feed: int, store_id: bytes) -> None:
     """Clear everything that derives from a store feed; its entries are applied anew afterwards."""
-    for table in ("inodes", "links", "xattrs", "store_numbers"):
+    for table in ("inodes", "links", "xattrs", "store_numbers", "history", "gone", "number_leases"):
         connection.execute(f"DELETE FROM {table} WHERE store = ?", (feed,))
     for table in ("operations", "refused_operations"):
         connection.execute(f"DELETE FROM {table} WHERE feed = ?", (feed,))

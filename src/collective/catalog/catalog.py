@@ -6,13 +6,14 @@ transaction; Raises lists stand with the functions that do the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from collective.catalog import commands, datastores, placements, waking
+from collective.catalog import commands, datastores, numbers, placements, staging, waking
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.replay import replay
-from collective.wire import control_pb2, feed_pb2
+from collective.catalog.staging import ChooseMembers
+from collective.wire import control_pb2, feed_pb2, submit_pb2
 
 __all__ = ["Catalog"]
 
@@ -50,6 +51,41 @@ class Catalog(Ledger):
         self, id_: feed_pb2.OperationId, request: control_pb2.MakeDirectory, actor: str
     ) -> feed_pb2.Position:
         return commands.make_directory(self, id_, request, actor)
+
+    def commit_operations(
+        self,
+        store_id: bytes,
+        staged: Sequence[submit_pb2.StagedOperation],
+        *,
+        actor_domain: str,
+        now: float,
+        exact: bool,
+        choose_members: ChooseMembers = staging.writer_and_owner,
+    ) -> tuple[list[submit_pb2.OperationOutcome], feed_pb2.Position | None]:
+        """Commit changes to an own DataStore: one outcome each, and the entry of the last."""
+        return staging.commit_operations(
+            self, store_id, staged, actor_domain=actor_domain, now=now, exact=exact, choose_members=choose_members
+        )
+
+    def conflicts(self, limit: int = 100) -> list[staging.Conflict]:
+        """What was kept under another name in own DataStores, newest first."""
+        return staging.list_conflicts(self, limit)
+
+    def lease_numbers(self, store_id: bytes, domain: str, count: int) -> range:
+        """Inode numbers of an own DataStore for a member, in whole blocks."""
+        return numbers.lease_numbers(self, store_id, domain, count)
+
+    def add_numbers(self, store_id: bytes, leased: range) -> None:
+        """Put numbers that were leased to this home in stock."""
+        numbers.add_numbers(self, store_id, leased)
+
+    def take_numbers(self, store_id: bytes, count: int) -> range | None:
+        """Up to `count` numbers out of the stock; None when it is empty (an own DataStore's never is)."""
+        return numbers.take_numbers(self, store_id, count)
+
+    def stock_count(self, store_id: bytes) -> int:
+        """Numbers in stock."""
+        return numbers.stock_count(self, store_id)
 
     def put_pages(self, pages: Mapping[bytes, bytes]) -> None:
         """Keep pages under their names; the caller has checked the names."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from collective.catalog import keyring
-from collective.catalog.entry import key_name_of
+from collective.catalog.entry import key_name_of, seal_sub_path
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.permissions import path_covers
 from collective.core.address import parse_pattern, validate_name
-from collective.core.errors import Conflict, NotFound, Refused
+from collective.core.errors import Conflict, Misconfigured, NotFound, Refused
 from collective.wire import feed_pb2
 
 __all__ = ["create_datastore", "grant", "tend"]
@@ -128,34 +128,53 @@ def _change_settings(
 def grant(
     ledger: Ledger, path: bytes, rights: list[int], subject: str, *, valid_until: int, granted_by: str
 ) -> feed_pb2.Grant:
-    """Give rights in an own DataStore, or at a path above several. `valid_until` in milliseconds, 0: no end.
+    """Give rights in an own DataStore, in a folder of one, or at a path above several.
+
+    READ is given per DataStore, the others on folders too (named sealed). `valid_until` in milliseconds, 0: no end.
 
     Raises: Refused, NotFound.
     """
     pattern = parse_pattern(subject)
     own = [store for store in ledger.datastores() if store.owner == ledger.own_domain]
     covered = [store for store in own if path_covers(path, store.path)]
-    if not covered:
-        inside = [store for store in own if path_covers(store.path, path)]
-        if inside:
-            raise Refused(
-                f"{path.decode(errors='replace')} is a folder inside {inside[0].path.decode()}",
-                "READ is given per DataStore; make a DataStore of the folder, or grant the whole",
-            )
-        raise NotFound(f"there is no DataStore of yours at or below {path.decode(errors='replace')}")
     if not rights:
         raise Refused("a grant gives at least one right")
+    sealed_folder = b""
+    if not covered:
+        store, sealed_folder = _sealed_folder(ledger, path, rights)
+        covered, path = [store], store.path
     made = feed_pb2.Grant(
         id=os.urandom(16),
         subject=str(pattern),
         feed_id=covered[0].feed_id if covered[0].path == path else b"",
         path=path,
+        sealed_sub_path=sealed_folder,
         rights=rights,  # type: ignore[arg-type]  # ints of the enum
         valid_until_milliseconds=valid_until,
         granted_by=granted_by,
     )
     ledger.append_member([feed_pb2.MemberOperation(id=operation_id(ledger), grant=made)])
     return made
+
+
+def _sealed_folder(ledger: Ledger, path: bytes, rights: list[int]) -> tuple[DataStore, bytes]:
+    """The DataStore that a folder lies in, and the folder as a grant names it."""
+    own = [store for store in ledger.datastores() if store.owner == ledger.own_domain]
+    inside = [store for store in own if path_covers(store.path, path)]
+    if not inside:
+        raise NotFound(f"there is no DataStore of yours at or below {path.decode(errors='replace')}")
+    store = max(inside, key=lambda one: len(one.path))
+    if feed_pb2.READ in rights:
+        raise Refused(
+            f"{path.decode(errors='replace')} is a folder inside {store.path.decode()}",
+            "READ is given per DataStore; make a DataStore of the folder, or grant the whole",
+        )
+    if not ledger.resolve(path, ledger.own_domain).is_directory:
+        raise Refused(f"{path.decode(errors='replace')} is no folder")
+    key = ledger.store_key(store.key_name)
+    if key is None:
+        raise Misconfigured("the DataStore's key is missing here")
+    return store, seal_sub_path(key, store.feed_id, path[len(store.path) :].strip(b"/"))
 
 
 def tend(ledger: Ledger, now: float) -> bool:

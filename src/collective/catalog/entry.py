@@ -32,9 +32,12 @@ __all__ = [
     "key_name_of",
     "member_feed_id",
     "open_sealed",
+    "open_sub_path",
+    "operation_hash",
     "parse_entry",
     "position_of",
     "root_feed_id",
+    "seal_sub_path",
     "verify_signature",
 ]
 
@@ -46,9 +49,11 @@ _HASH_CONTEXT = "collective 2026 feed entry 1"
 _PUBLIC_CONTEXT = "collective 2026 entry public part 1"
 _ROOT_CONTEXT = "collective 2026 root feed id 1"
 _MEMBER_CONTEXT = "collective 2026 member feed id 1"
+_OPERATION_CONTEXT = "collective 2026 operation id 1"
 _KEY_CONTEXT = "collective 2026 datastore key name 1"
 _SIGNATURE_TAG = b"collective feed entry 1\0"
 _SEAL_INFO = b"collective entry seal 1"
+_SUB_PATH_INFO = b"collective grant sub-path 1"
 
 
 def root_feed_id(root_certificate_der: bytes) -> bytes:
@@ -64,6 +69,11 @@ def member_feed_id(first_ca_certificate_der: bytes) -> bytes:
 def key_name_of(key: bytes) -> bytes:
     """A DataStore key's name: its hash."""
     return blake3(key, derive_key_context=_KEY_CONTEXT).digest()
+
+
+def operation_hash(operation_id: feed_pb2.OperationId) -> bytes:
+    """32 bytes: what says in public that an operation is settled, without saying whose or which."""
+    return blake3(operation_id.random + operation_id.writer.encode(), derive_key_context=_OPERATION_CONTEXT).digest()
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,24 @@ def open_sealed(entry: ParsedEntry, store_key: bytes) -> bytes:
         )
     except InvalidTag as error:
         raise Corrupt(f"entry {entry.header.seq} does not open with its DataStore's key") from error
+
+
+def seal_sub_path(store_key: bytes, store_id: bytes, path: bytes) -> bytes:
+    """A folder inside a DataStore, as a public grant names it: nonce and AES-256-GCM under a key of its own."""
+    nonce = os.urandom(12)
+    return nonce + AESGCM(_sub_path_key(store_key)).encrypt(nonce, path, store_id)
+
+
+def open_sub_path(store_key: bytes, store_id: bytes, sealed: bytes) -> bytes | None:
+    """The folder, None when it was sealed under another key."""
+    try:
+        return AESGCM(_sub_path_key(store_key)).decrypt(sealed[:12], sealed[12:], store_id)
+    except (InvalidTag, ValueError):
+        return None
+
+
+def _sub_path_key(store_key: bytes) -> bytes:
+    return HKDF(hashes.SHA256(), 32, None, _SUB_PATH_INFO).derive(store_key)
 
 
 def position_of(entry: ParsedEntry) -> feed_pb2.Position:

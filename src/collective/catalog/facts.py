@@ -10,20 +10,30 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from cryptography import x509
 
 from collective.catalog.database import database_error, open_for_reading
-from collective.catalog.entry import parse_entry
+from collective.catalog.entry import open_sub_path, parse_entry
 from collective.catalog.models import DataStore, Member
 from collective.catalog.permissions import Verdict, judge, path_covers
 from collective.core.address import FederatedAddress, parse_address
 from collective.core.errors import Corrupt, NotFound
 from collective.wire import feed_pb2
 
-__all__ = ["Facts", "as_bytes", "as_int"]
+__all__ = ["Counters", "Facts", "as_bytes", "as_int"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Each grows when what it is named after changed: anything, the make-up of the joined tree, staged work."""
+
+    changes: int
+    joined: int
+    staged: int
 
 
 class Facts:
@@ -35,6 +45,7 @@ class Facts:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
+        self._stores: tuple[int, dict[bytes, DataStore]] | None = None
 
     @classmethod
     def open(cls, path: Path, own_domain: str) -> Self:
@@ -68,10 +79,14 @@ class Facts:
         rows = self._all(query, *values)
         return rows[0] if rows else None
 
+    def counters(self) -> Counters:
+        """What moved, in one look."""
+        told = {str(key): as_int(value) for key, value in self._all("SELECT key, value FROM meta")}
+        return Counters(told["changes"], told["joined"], told["staged"])
+
     def change_counter(self) -> int:
-        """Grows with every applied entry."""
-        row = self._one("SELECT value FROM meta WHERE key = 'changes'")
-        return as_int(row[0]) if row else 0
+        """Grows with every applied entry and with every change that is staged here."""
+        return self.counters().changes
 
     # ------------------------------------------------------------ members and DataStores
 
@@ -97,6 +112,16 @@ class Facts:
 
     def datastores(self) -> list[DataStore]:
         """All that are not deleted, the first ones first."""
+        return list(self._known_stores(self.counters().joined).values())
+
+    def _known_stores(self, joined: int) -> dict[bytes, DataStore]:
+        """The DataStores by id, read anew when what they come from changed."""
+        cached = self._stores
+        if cached is None or cached[0] != joined:
+            cached = self._stores = (joined, {store.feed_id: store for store in self._read_stores()})
+        return cached[1]
+
+    def _read_stores(self) -> list[DataStore]:
         rows = self._all(
             "SELECT d.feed_id, d.owner, d.lamport, d.definition, f.id, k.name FROM datastores d"
             " LEFT JOIN members m ON m.domain = d.owner LEFT JOIN feeds f ON f.feed_id = d.feed_id"
@@ -128,10 +153,10 @@ class Facts:
 
     def store(self, store_id: bytes) -> DataStore:
         """Raises: NotFound."""
-        for store in self.datastores():
-            if store.feed_id == store_id:
-                return store
-        raise NotFound("there is no such DataStore here")
+        store = self._known_stores(self.counters().joined).get(store_id)
+        if store is None:
+            raise NotFound("there is no such DataStore here")
+        return store
 
     def grants(self, store_id: bytes) -> list[feed_pb2.Grant]:
         """The grants that count for a DataStore, ended ones included."""
@@ -145,7 +170,7 @@ class Facts:
     def may(
         self, subject: FederatedAddress | str, right: int, store_id: bytes, sub_path: bytes = b"", *, now: float
     ) -> Verdict:
-        """Whether a component or member has a right in a DataStore. `now` in seconds since 1970."""
+        """Whether a component or member has a right at a path inside a DataStore. `now` in seconds since 1970."""
         try:
             store = self.store(store_id)
         except NotFound as error:
@@ -155,12 +180,22 @@ class Facts:
         return judge(
             self._grants_of(store.owner),
             owner=store.owner,
-            store_path=store.path + (b"/" + sub_path if sub_path else b""),
+            store_path=store.path,
+            sub_path=sub_path,
+            open_sub_path=lambda sealed: self.open_sub_path(store_id, sealed),
             subject=address,
             right=right,
             now=now,
             removed=bool(removed and removed[0]),
         )
+
+    def open_sub_path(self, store_id: bytes, sealed: bytes) -> bytes | None:
+        """The folder inside a DataStore that a grant names sealed; None where the key it was sealed under is not."""
+        for (key,) in self._all("SELECT key FROM keys WHERE feed_id = ?", store_id):
+            opened = open_sub_path(as_bytes(key), store_id, sealed)
+            if opened is not None:
+                return opened
+        return None
 
     def store_key(self, key_name: bytes) -> bytes | None:
         """A DataStore key by its name, None when this home does not hold it."""
@@ -252,7 +287,7 @@ class Facts:
         return [str(domain) for (domain,) in rows]
 
     def holders(self, store_id: bytes, version_id: bytes) -> list[str]:
-        """Who holds a version: placed there, and stated; the owner by the very entry that names it."""
+        """Who holds a version: placed there, and stated; its writer by the very entry that names it."""
         rows = self._all(
             "SELECT p.domain FROM placements p JOIN versions v USING (feed_id, version_id)"
             " JOIN datastores d USING (feed_id) JOIN members m ON m.domain = p.domain AND NOT m.removed"
@@ -260,7 +295,7 @@ class Facts:
             " LEFT JOIN holding_exceptions x ON x.feed_id = p.feed_id AND x.domain = p.domain"
             " AND x.version_id = p.version_id"
             " WHERE p.feed_id = ? AND p.version_id = ? AND x.version_id IS NULL"
-            " AND (p.domain = d.owner OR h.seq >= v.seq) ORDER BY p.rank",
+            " AND (p.domain = v.writer OR h.seq >= v.seq) ORDER BY p.rank",
             store_id, version_id,
         )  # fmt: skip
         return [str(domain) for (domain,) in rows]

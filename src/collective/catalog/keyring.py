@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from collective.catalog.apply import note_joined
 from collective.catalog.entry import key_name_of
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
@@ -24,6 +25,7 @@ def keep_key(ledger: Ledger, store_id: bytes, key: bytes) -> bytes:
     name = key_name_of(key)
     with ledger.change() as connection:
         connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (name, store_id, key))
+        note_joined(connection)
     return name
 
 

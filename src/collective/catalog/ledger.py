@@ -71,6 +71,7 @@ class Ledger(Receiver):
         self.hearing = waking.Hearing()
         self._announced: dict[bytes, int] = {}
         self._unannounced: dict[bytes, feed_pb2.Position] = {}
+        self._rederive()
         for feed_id, position in self.heads().items():
             if self._is_own(feed_id):
                 self._announced[feed_id] = position.seq
@@ -84,6 +85,7 @@ class Ledger(Receiver):
             self._announced[feed_id] = position.seq
 
     def _rolled_back(self) -> None:
+        super()._rolled_back()
         self._unannounced.clear()
 
     # ------------------------------------------------------------ own feeds
@@ -189,10 +191,14 @@ class Ledger(Receiver):
         layouts: Iterable[feed_pb2.Layout] = (),
         placements: Iterable[feed_pb2.Placement] = (),
         operations: Sequence[feed_pb2.TreeOperation] = (),
-        start: feed_pb2.StoreStart | None = None,
+        leases: Sequence[feed_pb2.NumberLease] = (),
         absorbed: Iterable[bytes] = (),
+        start: feed_pb2.StoreStart | None = None,
     ) -> feed_pb2.Position:
-        """Append to an own DataStore's feed, sealed under its current key. Raises: Refused, Misconfigured in doubt."""
+        """Append to an own DataStore's feed, sealed under its current key. Raises: Refused, Misconfigured in doubt.
+
+        `absorbed`: hashes of the ids of other members' operations that the entry settles, for those who cannot open it.
+        """
         with self.change():
             store = self.store(store_id)
             if store.owner != self.own_domain:
@@ -200,15 +206,17 @@ class Ledger(Receiver):
             key = self.store_key(store.key_name)
             if key is None:
                 raise Misconfigured("the DataStore's key is missing here")
-            public = feed_pb2.StorePublic(layouts=layouts, placements=placements, start=start)
-            public.absorbed_operations.extend(absorbed)
-            sealed = feed_pb2.StoreSealed(operations=operations)
+            public = feed_pb2.StorePublic(
+                layouts=layouts, placements=placements, start=start, absorbed_operations=absorbed
+            )
+            sealed = feed_pb2.StoreSealed(operations=operations, leases=leases)
             row = self._one("SELECT next_number FROM store_numbers WHERE store = ?", store.store_number)
             sealed.next_number = max(
                 [
                     2,
                     *([as_int(row[0])] if row else []),
                     *(min(op.create.inode, MAX_NUMBER - 1) + 1 for op in operations if op.HasField("create")),
+                    *(lease.first + lease.count for lease in leases),
                 ]
             )
             return self._append(store_id, self.own.signing_key, public, sealed.SerializeToString(), key)

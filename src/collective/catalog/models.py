@@ -67,6 +67,7 @@ class Node:
     version_id: bytes | None = None
     rdev: int = 0
     readable: bool = True
+    creator: str = ""  # member domain of whoever made it
 
     @property
     def is_directory(self) -> bool:

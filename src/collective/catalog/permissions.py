@@ -7,7 +7,7 @@ whoever judges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from collective.core.address import FederatedAddress, parse_pattern
@@ -39,8 +39,14 @@ def judge(
     right: int,
     now: float,
     removed: bool = False,
+    sub_path: bytes = b"",
+    open_sub_path: Callable[[bytes], bytes | None] = lambda sealed: None,
 ) -> Verdict:
-    """The verdict over the owner's grants. `now` in seconds since 1970; sealed sub-paths never widen a grant."""
+    """The verdict over the owner's grants for a path `sub_path` inside a DataStore. `now` in seconds since 1970.
+
+    A grant on a folder inside names it sealed; `open_sub_path` opens that where the DataStore's key is. Where it cannot
+    be opened the grant gives nothing.
+    """
     name = feed_pb2.Right.Name(right)  # type: ignore[arg-type]  # any int of the enum
     if removed:
         return Verdict(False, f"{subject.domain} was removed from the federation")
@@ -48,8 +54,12 @@ def judge(
         return Verdict(True, "the owner holds all rights")
     ended = False
     for grant in grants:
-        if right not in grant.rights or grant.sealed_sub_path or not path_covers(grant.path, store_path):
+        if right not in grant.rights or not path_covers(grant.path, store_path):
             continue
+        if grant.sealed_sub_path:
+            folder = open_sub_path(grant.sealed_sub_path)
+            if folder is None or not path_covers(folder, sub_path):
+                continue
         try:
             matches = parse_pattern(grant.subject).matches(subject)
         except Refused:

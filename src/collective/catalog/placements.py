@@ -20,10 +20,13 @@ __all__ = [
 EXCEPTIONS_INLINE = 64
 COPIES_PER_ROUND = 256
 
-# a version that a name still leads to; hosts cannot see that and count every version that is not released
-_LIVE = "EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.id)"
+# a version that a file has, or had and can have again; hosts cannot see that and count every one not released
+_LIVE = (
+    "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.id)"
+    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id))"
+)
 _HELD = (
-    "(p.domain = d.owner OR h.seq >= v.seq) AND NOT EXISTS (SELECT 1 FROM holding_exceptions x"
+    "(p.domain = v.writer OR h.seq >= v.seq) AND NOT EXISTS (SELECT 1 FROM holding_exceptions x"
     " WHERE x.feed_id = p.feed_id AND x.domain = p.domain AND x.version_id = p.version_id)"
 )
 
@@ -68,8 +71,9 @@ def _state(ledger: Ledger, store_id: bytes) -> bool:
     missing = ledger._all(
         "SELECT v.version_id, v.seq FROM versions v JOIN placements p USING (feed_id, version_id)"
         " LEFT JOIN held USING (feed_id, version_id)"
-        " WHERE v.feed_id = ? AND p.domain = ? AND NOT v.released AND held.version_id IS NULL ORDER BY v.seq LIMIT ?",
-        store_id, ledger.own_domain, EXCEPTIONS_INLINE + 1,
+        " WHERE v.feed_id = ? AND p.domain = ? AND v.writer <> ? AND NOT v.released AND held.version_id IS NULL"
+        " ORDER BY v.seq LIMIT ?",
+        store_id, ledger.own_domain, ledger.own_domain, EXCEPTIONS_INLINE + 1,
     )  # fmt: skip
     head = ledger.heads().get(store_id)
     if head is None:
@@ -102,14 +106,20 @@ def _state(ledger: Ledger, store_id: bytes) -> bool:
 
 
 def copies_missing(ledger: Ledger) -> list[tuple[bytes, bytes, str]]:
-    """(store, version, member) of own live versions that a member shall hold and has not stated; the oldest first."""
+    """(store, version, member) that this home has to send: the member shall hold it and has not stated it.
+
+    Of own DataStores what is here, to everybody it is placed on; of what this home wrote into another member's
+    DataStore, to the owner, who sends it on. The oldest first.
+    """
     rows = ledger._all(
         "SELECT v.feed_id, v.version_id, p.domain FROM versions v JOIN placements p USING (feed_id, version_id)"
         " JOIN datastores d USING (feed_id) JOIN feeds f USING (feed_id) JOIN members m ON m.domain = p.domain"
         " LEFT JOIN holdings h ON h.feed_id = p.feed_id AND h.domain = p.domain"
-        f" WHERE d.owner = ? AND p.domain <> d.owner AND NOT m.removed AND {_LIVE} AND NOT coalesce({_HELD}, 0)"
+        " LEFT JOIN held ON held.feed_id = v.feed_id AND held.version_id = v.version_id"
+        " WHERE p.domain <> ? AND (v.writer = ? OR (d.owner = ? AND held.version_id IS NOT NULL))"
+        f" AND (d.owner = ? OR p.domain = d.owner) AND NOT m.removed AND {_LIVE} AND NOT coalesce({_HELD}, 0)"
         " ORDER BY v.seq LIMIT ?",
-        ledger.own_domain, COPIES_PER_ROUND,
+        *[ledger.own_domain] * 4, COPIES_PER_ROUND,
     )  # fmt: skip
     return [(store, version, str(member)) for store, version, member in rows]  # type: ignore[misc]
 

@@ -1,207 +1,181 @@
-"""The joined tree: names, attributes and contents, always from this home's own database, whoever is away.
+"""The joined tree as this home shows it: what is applied here, with what is staged here on top.
 
-The mount and the commands read it while the coordinator writes. `Facts` below knows members, DataStores, versions.
+The mount and the commands read it while the coordinator writes; whoever is away, every answer is local. What this home
+wants changed in another member's DataStore is seen here at once, from the table `staged`, until its entry came back.
 """
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Sequence
+import builtins
+import threading
 from pathlib import Path
 
-from collective.catalog.facts import Facts, as_bytes, as_int
-from collective.catalog.models import DataStore, Inline, Node, VersionReference
-from collective.catalog.namespace import NUMBER_BITS, ROOT_INO, Joined, join
-from collective.catalog.permissions import path_covers
-from collective.catalog.tree import ROOT_NUMBER
-from collective.core.errors import NotFound, Refused
-from collective.wire import feed_pb2
+from collective.catalog.applied import AppliedTree
+from collective.catalog.facts import as_bytes, as_int
+from collective.catalog.models import Inline, Node, VersionReference
+from collective.catalog.namespace import NUMBER_BITS
+from collective.catalog.overlay import Base, Overlay
+from collective.core.errors import NotFound
+from collective.wire import feed_pb2, submit_pb2
 
 __all__ = ["Reader"]
 
-_NODE_COLUMNS = (
-    "i.number, i.mode, i.uid, i.gid, i.size_bytes, i.mtime_ns, i.ctime_ns, i.atime_ns, i.link_count,"
-    " i.symlink_target, i.version_id, i.rdev"
-)
+ROWS_PER_LOOK = 1024
+NOT_SHOWN = -1  # a row of a DataStore that cannot be read here: no prefix
 
 
-class Reader(Facts):
+class Reader(AppliedTree):
     """The catalogue as one home has it. Thread-safe."""
 
     def __init__(self, path: Path, own_domain: str) -> None:
         super().__init__(path, own_domain)
-        self._joined: tuple[int, Joined] | None = None
+        self._staged_lock = threading.RLock()
+        self._staged_seen = 0  # of the counter
+        self._staged_rows: dict[int, int] = {}  # number of a row that was looked at -> prefix of its DataStore
+        self._staged_prefixes: frozenset[int] = frozenset()
+        self._overlay = Overlay(_Applied(self))
 
-    def datastore_at(self, path: bytes, owner: str | None = None) -> tuple[DataStore, bytes]:
-        """The DataStore a path lies in and the rest of the path (b"" for itself). Raises: NotFound."""
-        joined = self._namespace()
-        best: tuple[int, DataStore, bytes] | None = None
-        for store in self.datastores():
-            shown = store.path if owner is not None else joined.shown.get(store.feed_id, store.path)
-            if owner not in (None, store.owner) or not path_covers(shown, path):
-                continue
-            if best is None or len(shown) > best[0]:
-                best = (len(shown), store, path[len(shown) :].strip(b"/"))
-        if best is None:
-            shown_path = path.decode(errors="replace")
-            raise NotFound(
-                f"{shown_path} lies in no DataStore" + (f" of {owner}" if owner else ""),
-                f"make one: collective datastore create {shown_path.rsplit('/', 1)[0] or shown_path}",
-            )
-        return best[1], best[2]
-
-    def _namespace(self) -> Joined:
-        counter = self.change_counter()
-        cached = self._joined
-        if cached is None or cached[0] != counter:
-            cached = self._joined = (counter, join(self.datastores(), self._walk))
-        return cached[1]
-
-    def _walk(self, store: DataStore, names: Sequence[bytes]) -> tuple[int, int]:
-        """How many of the names exist as directories in a store, and the ino of the last one."""
-        number, depth = ROOT_NUMBER, 0
-        for name in names:
-            row = self._one(
-                "SELECT l.inode, i.mode FROM links l JOIN inodes i ON i.store = l.store AND i.number = l.inode"
-                " WHERE l.store = ? AND l.parent = ? AND l.name = ?",
-                store.store_number, number, name,
-            )  # fmt: skip
-            if row is None or not stat.S_ISDIR(as_int(row[1])):
-                break
-            number, depth = as_int(row[0]), depth + 1
-        return depth, store.inode_prefix << NUMBER_BITS | number
-
-    def root(self) -> Node:
-        """The top of the joined tree."""
-        return self._synthetic(ROOT_INO)
-
-    def _synthetic(self, ino: int) -> Node:
-        return Node(
-            ino=ino, mode=stat.S_IFDIR | 0o555, uid=0, gid=0, size_bytes=0, mtime_ns=0, ctime_ns=0, atime_ns=0,
-            link_count=2, symlink_target=None, store_id=None, number=0, owner="",
-        )  # fmt: skip
+    # ------------------------------------------------------------ the tree
 
     def get(self, ino: int) -> Node:
         """Raises: NotFound."""
-        joined = self._namespace()
-        if ino in joined.synthetic:
-            return self._synthetic(ino)
-        store = self._store_of(ino, joined)
-        if not store.readable:
-            return self._unreadable(store)
-        row = self._one(
-            f"SELECT {_NODE_COLUMNS} FROM inodes i WHERE i.store = ? AND i.number = ?",
-            store.store_number, ino & ((1 << NUMBER_BITS) - 1),
-        )  # fmt: skip
-        if row is None:
-            raise NotFound("there is no such file any more")
-        return _node(store, row)
-
-    def _store_of(self, ino: int, joined: Joined) -> DataStore:
-        store = joined.roots.get((ino >> NUMBER_BITS) << NUMBER_BITS | ROOT_NUMBER)
-        if store is None:
-            raise NotFound("there is no such file any more")
-        return store
-
-    def _unreadable(self, store: DataStore) -> Node:
-        return Node(
-            ino=store.inode_prefix << NUMBER_BITS | ROOT_NUMBER, mode=stat.S_IFDIR, uid=0, gid=0, size_bytes=0,
-            mtime_ns=0, ctime_ns=0, atime_ns=0, link_count=2, symlink_target=None, store_id=store.feed_id,
-            number=ROOT_NUMBER, owner=store.owner, readable=False,
-        )  # fmt: skip
+        if self._has_staged(ino):
+            with self._staged_lock:
+                return self._overlay.get(ino)
+        return super().get(ino)
 
     def lookup(self, parent_ino: int, name: bytes) -> Node:
         """Raises: NotFound; Refused below a DataStore that is not readable here."""
-        joined = self._namespace()
-        standing = joined.children.get(parent_ino, {}).get(name)
-        if standing is not None:
-            return self.get(standing)
-        if parent_ino in joined.synthetic:
-            raise NotFound(f"there is no {name.decode(errors='replace')}")
-        store = self._readable_store(parent_ino, joined)
-        row = self._one(
-            f"SELECT {_NODE_COLUMNS} FROM links l JOIN inodes i ON i.store = l.store AND i.number = l.inode"
-            " WHERE l.store = ? AND l.parent = ? AND l.name = ?",
-            store.store_number, parent_ino & ((1 << NUMBER_BITS) - 1), name,
-        )  # fmt: skip
-        if row is None:
-            raise NotFound(f"there is no {name.decode(errors='replace')}")
-        return _node(store, row)
+        if self._has_staged(parent_ino):
+            with self._staged_lock:
+                return self._overlay.lookup(parent_ino, name)
+        return super().lookup(parent_ino, name)
 
-    def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Node]]:
+    def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> builtins.list[tuple[bytes, Node]]:
         """A page of a directory: names above `after` in byte order. Raises: NotFound, Refused."""
-        joined = self._namespace()
-        inside = joined.children.get(ino, {})
-        found = [(name, self.get(child)) for name, child in inside.items() if name > after]
-        if ino not in joined.synthetic:
-            store = self._readable_store(ino, joined)
-            rows = self._all(
-                f"SELECT {_NODE_COLUMNS}, l.name FROM links l JOIN inodes i ON i.store = l.store"
-                " AND i.number = l.inode WHERE l.store = ? AND l.parent = ? AND l.name > ? ORDER BY l.name LIMIT ?",
-                store.store_number, ino & ((1 << NUMBER_BITS) - 1), after, limit,
-            )  # fmt: skip
-            found += [(as_bytes(row[-1]), _node(store, row[:-1])) for row in rows if row[-1] not in inside]
-        return sorted(found, key=lambda pair: pair[0])[:limit]
-
-    def _readable_store(self, ino: int, joined: Joined) -> DataStore:
-        store = self._store_of(ino, joined)
-        if not store.readable:
-            raise Refused(
-                f"{store.path.decode(errors='replace')} of {store.owner} cannot be read from here",
-                f"{store.owner} gives it: collective datastore grant {store.path.decode(errors='replace')} read …",
-            )
-        return store
-
-    def find(self, path: bytes, owner: str | None = None) -> Node | None:
-        """The node at a path, None when nothing is there. Raises: Refused."""
-        try:
-            return self.resolve(path, owner)
-        except NotFound:
-            return None
-
-    def resolve(self, path: bytes, owner: str | None = None) -> Node:
-        """The node at a path of the joined tree, or of one owner's DataStores. Raises: NotFound, Refused."""
-        node = self.root()
-        names = [name for name in path.split(b"/") if name]
-        if owner is not None:
-            store, rest = self.datastore_at(path, owner)
-            node = self.get(store.inode_prefix << NUMBER_BITS | ROOT_NUMBER)
-            names = [name for name in rest.split(b"/") if name]
-        for name in names:
-            if not node.is_directory:
-                raise NotFound(f"there is no {path.decode(errors='replace')}")
-            try:
-                node = self.lookup(node.ino, name)
-            except NotFound:
-                raise NotFound(f"there is no {path.decode(errors='replace')}") from None
-        return node
+        if self._has_staged(ino):
+            with self._staged_lock:
+                return self._overlay.list(ino, after, limit)
+        return super().list(ino, after, limit)
 
     def content(self, node: Node) -> Inline | VersionReference:
         """Where a file's content is. Raises: NotFound."""
+        if self._has_staged(node.ino):
+            with self._staged_lock:
+                return self._overlay.content(node)
+        return super().content(node)
+
+    def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        """The extended attributes of an inode. Raises: NotFound."""
+        if self._has_staged(ino):
+            with self._staged_lock:
+                return dict(self._overlay.xattrs(ino))
+        return super().xattrs(ino)
+
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
+        if self._has_staged(ino):
+            with self._staged_lock:
+                return self._overlay.place_of(ino)
+        return super().place_of(ino)
+
+    def applied(self) -> Base:
+        """The tree without what is staged, for an overlay to stand on."""
+        return _Applied(self)
+
+    # ------------------------------------------------------------ what is staged
+
+    def _has_staged(self, ino: int) -> bool:
+        """Whether an ino lies in a DataStore with staged changes; the overlay is up to date then."""
+        counter = self.counters().staged
+        if counter != self._staged_seen:
+            with self._staged_lock:
+                self._look_at_staged(counter)
+        return ino >> NUMBER_BITS in self._staged_prefixes
+
+    def _look_at_staged(self, counter: int) -> None:
+        """Settle the rows that went, lay on the ones that came. A look that a change overtakes is looked at again."""
+        last = max(self._staged_rows, default=0)
+        left = self._one("SELECT count(*) FROM staged WHERE number <= ?", last)
+        if left != (len(self._staged_rows),):
+            there = {as_int(number) for (number,) in self._all("SELECT number FROM staged WHERE number <= ?", last)}
+            went = [number for number in self._staged_rows if number not in there]
+            self._overlay.settle(went)
+            for row in went:
+                del self._staged_rows[row]
+        if not self._staged_rows:
+            self._overlay = Overlay(_Applied(self))
+        known = self._known_stores(self.counters().joined)
+        last = max(self._staged_rows, default=0)
+        while rows := self._all(
+            "SELECT number, feed_id, since_ms, operation FROM staged WHERE number > ? ORDER BY number LIMIT ?",
+            last, ROWS_PER_LOOK,
+        ):  # fmt: skip
+            for number, feed_id, since, raw in rows:
+                last = as_int(number)
+                store = known.get(as_bytes(feed_id))
+                self._staged_rows[last] = NOT_SHOWN
+                if store is not None and store.readable:
+                    operation = submit_pb2.StagedOperation.FromString(as_bytes(raw)).operation
+                    self._overlay.apply(last, store, operation, as_int(since) * 1_000_000)
+                    self._staged_rows[last] = store.inode_prefix
+        self._staged_prefixes = frozenset(self._staged_rows.values()) - {NOT_SHOWN}
+        self._staged_seen = counter
+
+    def _forget_staged(self) -> None:
+        """Build the overlay anew at the next look: a row was discarded, or what was seen was rolled back."""
+        with self._staged_lock:
+            self._staged_rows.clear()
+            self._staged_prefixes = frozenset()
+            self._staged_seen = -1
+            self._overlay = Overlay(_Applied(self))
+
+    # ------------------------------------------------------------ versions
+
+    def _staged_version(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout | None:
         row = self._one(
-            "SELECT i.content FROM inodes i JOIN feeds f ON f.id = i.store WHERE f.feed_id = ? AND i.number = ?",
-            node.store_id, node.number,
-        )  # fmt: skip
-        if row is None:
-            raise NotFound("there is no such file any more")
-        if row[0] is None:
-            return Inline(b"")
-        content = feed_pb2.Content.FromString(as_bytes(row[0]))
-        if not content.version_id:
-            return Inline(content.inline)
-        assert node.store_id is not None
-        return VersionReference(
-            node.store_id, content.version_id, content.size_bytes, tuple(content.key_pages), content.key_name
+            "SELECT operation FROM staged WHERE version_id = ? AND feed_id = ? LIMIT 1", version_id, store_id
         )
+        return submit_pb2.StagedOperation.FromString(as_bytes(row[0])).layout if row else None
+
+    def layout(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
+        """Also of a version that is only staged here. Raises: NotFound."""
+        try:
+            return super().layout(store_id, version_id)
+        except NotFound:
+            staged = self._staged_version(store_id, version_id)
+            if staged is None:
+                raise
+            return staged
+
+    def holders(self, store_id: bytes, version_id: bytes) -> builtins.list[str]:
+        """Who holds a version: placed there, and stated; its writer by the entry, or by having it staged here."""
+        found = super().holders(store_id, version_id)
+        if not found and self._staged_version(store_id, version_id) is not None:
+            return [self.own_domain]
+        return found
 
 
-def _node(store: DataStore, row: Sequence[object]) -> Node:
-    number, mode, uid, gid, size, mtime, ctime, atime, links, target, version, rdev = row
-    return Node(
-        ino=store.inode_prefix << NUMBER_BITS | as_int(number),
-        mode=as_int(mode), uid=as_int(uid), gid=as_int(gid), size_bytes=as_int(size), mtime_ns=as_int(mtime),
-        ctime_ns=as_int(ctime), atime_ns=as_int(atime), link_count=as_int(links),
-        symlink_target=as_bytes(target) if target is not None else None,
-        store_id=store.feed_id, number=as_int(number), owner=store.owner,
-        version_id=as_bytes(version) if version is not None else None, rdev=as_int(rdev),
-    )  # fmt: skip
+class _Applied:
+    """The applied tree below a reader, for its overlay to stand on."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._tree = reader
+
+    def get(self, ino: int) -> Node:
+        return AppliedTree.get(self._tree, ino)
+
+    def lookup(self, parent_ino: int, name: bytes) -> Node:
+        return AppliedTree.lookup(self._tree, parent_ino, name)
+
+    def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> builtins.list[tuple[bytes, Node]]:
+        return AppliedTree.list(self._tree, ino, after, limit)
+
+    def content(self, node: Node) -> Inline | VersionReference:
+        return AppliedTree.content(self._tree, node)
+
+    def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        return AppliedTree.xattrs(self._tree, ino)
+
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        return AppliedTree.place_of(self._tree, ino)

@@ -9,30 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from collective.catalog.applier import parse_body
-from collective.catalog.entry import ParsedEntry, open_sealed, parse_entry
+from collective.catalog.entry import ParsedEntry, open_sealed, operation_hash, parse_entry
 from collective.catalog.facts import as_bytes
 from collective.wire import feed_pb2
 
 if TYPE_CHECKING:
     from collective.catalog.ledger import Ledger
 
-__all__ = ["operation_hash", "replay"]
+__all__ = ["replay"]
 
 ENTRIES_PER_ROUND = 64  # a round is one change: the writer thread is free in between
-_OPERATION_CONTEXT = "collective 2026 operation id 1"
 _SAID_ANEW = frozenset({"card", "holding"})
-
-
-def operation_hash(id_: feed_pb2.OperationId) -> bytes:
-    """What stands for an operation's id where its writer is not told: 32 bytes."""
-    hasher = blake3(derive_key_context=_OPERATION_CONTEXT)
-    hasher.update(id_.writer.encode())
-    hasher.update(b"\0")
-    hasher.update(id_.random)
-    return hasher.digest()
 
 
 def replay(ledger: Ledger) -> bool:

@@ -34,6 +34,7 @@ def unapply(applier: Applier, connection: sqlite3.Connection, feed: Feed, kept_s
     else:
         connection.execute("DELETE FROM feeds WHERE id = ?", (feed.id,))
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+    applying.note_joined(connection)
     return len(gone)
 
 
