@@ -199,7 +199,7 @@ def test_a_recovered_database_is_in_doubt_about_everything(three: TestFederation
     three.exchange("alice", "bob", "carol")
     assert alice.doubts() == {}
     assert not marker.exists()
-    assert {position.epoch_number for feed, position in alice.heads().items() if alice._is_own(feed)} == {2}
+    assert {position.epoch_number for feed, position in alice.heads().items() if alice.is_own(feed)} == {2}
     assert_level(three, "alice", "bob", "carol")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from collective.catalog import Catalog, FolderHeadKeeper, Gap, OwnKeys, member_feed_id
-from collective.catalog.handing import note_handed_over, parcels
 from collective.core.address import FederatedAddress
 from collective.core.clock import ManualClock
 from collective.core.errors import Conflict, NotFound
@@ -114,11 +113,11 @@ class TestFederation:
         if asked.own_domain not in asking.hearing.answered:
             asking.hearing.answered.add(asked.own_domain)
             moved = True
-        for parcel in parcels(asking):
+        for parcel in asking.parcels():
             if parcel.owner == asked.own_domain:
                 for entry in parcel.entries:
                     asked.take_handed_back(entry)
-                note_handed_over(asking, parcel)
+                asking.note_handed_over(parcel)
                 moved = True
         return moved
 

@@ -7,8 +7,9 @@ its tree. *Position*: an entry's name. *Head*: the newest entry's. *Wrap*: a Dat
 """
 
 from collective.catalog.catalog import Catalog
-from collective.catalog.entry import key_name_of, member_feed_id, root_feed_id
+from collective.catalog.entry import key_name_of, member_feed_id, position_in, root_feed_id
 from collective.catalog.feed import Fork, Gap
+from collective.catalog.handing import Parcel
 from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
 from collective.catalog.ledger import OwnKeys
 from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
@@ -29,11 +30,13 @@ __all__ = [
     "Node",
     "Overlay",
     "OwnKeys",
+    "Parcel",
     "Position",
     "Reader",
     "Verdict",
     "VersionReference",
     "key_name_of",
     "member_feed_id",
+    "position_in",
     "root_feed_id",
 ]

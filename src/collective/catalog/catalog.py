@@ -6,9 +6,10 @@ transaction; Raises lists stand with the functions that do the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from collective.catalog import commands, datastores, numbers, placements, staging, waking
+from collective.catalog import commands, datastores, handing, numbers, placements, staging, waking
+from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.replay import replay
@@ -29,10 +30,39 @@ class Catalog(Ledger):
     ) -> feed_pb2.Grant:
         return datastores.grant(self, path, rights, subject, valid_until=valid_until, granted_by=granted_by)
 
+    # ------------------------------------------------------------ waking up (catalog/waking has the rule)
+
+    def excuse(self, domains: Iterable[str]) -> None:
+        """Go on without these members' answers."""
+        self.hearing.excused.update(domains)
+
+    def note_answer(self, domain: str) -> bool:
+        """A member told all it has; whether that was awaited."""
+        was_awaited = bool(self.doubts()) and domain not in self.hearing.answered
+        self.hearing.answered.add(domain)
+        return was_awaited
+
+    def awaited(self) -> list[str]:
+        """Whose answers are awaited before anything is signed on the feeds in doubt."""
+        return waking.awaited(self) if self.doubts() else []
+
+    def mend_doubt(self) -> str:
+        """What a person does about the doubt."""
+        return waking.mend(self)
+
+    def parcels(self) -> list[Parcel]:
+        """Entries that were un-applied here and go back to their owners."""
+        return handing.parcels(self)
+
+    def note_handed_over(self, parcel: Parcel) -> None:
+        handing.note_handed_over(self, parcel)
+
+    # ------------------------------------------------------------ care
+
     def tend(self, now: float) -> bool:
         """Background care; whether anything changed. `now` in seconds since 1970."""
         changed = waking.open_epochs(self)
-        changed = replay(self) or changed
+        changed = replay(self, now) or changed
         changed = datastores.tend(self, now) or changed
         if self.own_is_admitted() and not self.is_doubtful():
             changed = placements.restate_holdings(self) or changed

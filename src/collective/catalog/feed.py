@@ -52,9 +52,7 @@ class FeedState:
         return feed_pb2.Position(epoch_number=self.epoch_number, epoch_id=self.epoch_id, seq=self.seq, hash=self.hash)
 
 
-def judge(
-    head: FeedState, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart | None, standing: bytes | None
-) -> Step:
+def judge(head: FeedState, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart | None, standing: bytes | None) -> Step:
     """What a verified entry is to the chain. `standing`: the hash of the entry here with its epoch id and seq, if any.
 
     Raises: Gap, Fork, Corrupt.
@@ -103,7 +101,10 @@ def check_follows(head: FeedState, entry: ParsedEntry, epoch_start: feed_pb2.Epo
             raise Corrupt("a feed's first epoch is not opened")
         return
     if epoch_start is not None and header.epoch_number > head.epoch_number:
-        if head.seq and (epoch_start.base.epoch_number, epoch_start.base.epoch_id) != (head.epoch_number, head.epoch_id):
+        if head.seq and (epoch_start.base.epoch_number, epoch_start.base.epoch_id) != (
+            head.epoch_number,
+            head.epoch_id,
+        ):
             raise Corrupt(f"entry {header.seq} opens an epoch on a base that is not the head it follows")
     elif epoch_start is not None or header.epoch_id != head.epoch_id:
         raise Corrupt(f"entry {header.seq} names another epoch under the same number")

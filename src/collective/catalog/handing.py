@@ -47,7 +47,8 @@ def parcels(ledger: Ledger) -> list[Parcel]:
         if owner in ("", ledger.own_domain):
             continue
         rows = ledger._all(
-            "SELECT hash, entry FROM abandoned WHERE feed_id = ? AND handed_epoch < ? ORDER BY epoch_number, seq LIMIT ?",
+            "SELECT hash, entry FROM abandoned WHERE feed_id = ? AND handed_epoch < ?"
+            " ORDER BY epoch_number, seq LIMIT ?",
             feed_id, epoch, MAX_PARCEL_ENTRIES,
         )  # fmt: skip
         found.append(_parcel(owner, as_bytes(feed_id), as_int(epoch), rows))

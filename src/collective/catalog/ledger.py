@@ -73,7 +73,7 @@ class Ledger(Receiver):
         self._unannounced: dict[bytes, feed_pb2.Position] = {}
         self._rederive()
         for feed_id, position in self.heads().items():
-            if self._is_own(feed_id):
+            if self.is_own(feed_id):
                 self._announced[feed_id] = position.seq
         waking.find_doubt(self)
 
@@ -116,11 +116,20 @@ class Ledger(Receiver):
         return feed_id in doubts or waking.ALL_FEEDS in doubts
 
     def is_doubtful(self) -> bool:
-        """Whether the own member feed is in doubt, or unknown while others have it; then nothing is stated or granted."""
+        """Whether the own member feed is in doubt, or not even here; then nothing is stated or granted."""
         doubts = self.doubts()
         if not doubts or waking.ALL_FEEDS in doubts:
             return bool(doubts)
         return not self.own_is_admitted() or self.own_member_feed() in doubts
+
+    def is_own(self, feed_id: bytes) -> bool:
+        """Whether this home writes a feed that is here."""
+        feed = self._feed(feed_id)
+        return feed is not None and self._writes(feed.kind, feed.owner)
+
+    def forked_feeds(self) -> list[bytes]:
+        """Feeds of which two histories were signed; their evidence is in the table `forks`."""
+        return [as_bytes(feed) for (feed,) in self._all("SELECT feed_id FROM feeds WHERE forked = 1 ORDER BY id")]
 
     def is_forked(self, feed_id: bytes) -> bool:
         feed = self._feed(feed_id)
@@ -138,10 +147,6 @@ class Ledger(Receiver):
     def _took_back(self, feed_id: bytes) -> None:
         feed = self._feed(feed_id)
         self._announced[feed_id] = feed.head.seq if feed else 0
-
-    def _is_own(self, feed_id: bytes) -> bool:
-        feed = self._feed(feed_id)
-        return feed is not None and self._writes(feed.kind, feed.owner)
 
     def own_is_admitted(self) -> bool:
         """Whether the root feed here names this member."""
@@ -161,7 +166,7 @@ class Ledger(Receiver):
     def entries_beyond(
         self, feed_id: bytes, theirs: feed_pb2.Position | None, *, max_bytes: int = 1 << 20, max_entries: int = 1024
     ) -> list[bytes]:
-        """What somebody with that head lacks of a feed as it stands here, verbatim; also from where an epoch left it."""
+        """What somebody with that head lacks of a feed as it stands here, verbatim."""
         start = meeting_seq(self, feed_id, theirs)
         return self.entries_after(feed_id, start, max_bytes=max_bytes, max_entries=max_entries)
 

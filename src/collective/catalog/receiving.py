@@ -1,13 +1,13 @@
 """Taking entries that others send: of their feeds as they come, of our own only when we are in doubt.
 
-                     not own                    own, in doubt              own, otherwise
-    follows head     applied                    applied                    signing stops: a second writer, or an old copy
-    known            nothing                    nothing                    nothing
-    of a left epoch  nothing (its holder        kept, replayed after       kept, replayed
-                     hands it to the owner)     waking up
-    opens an epoch   un-applied past its base,  the same                   signing stops
-    based earlier    then applied
-    fork             kept as evidence; the feed is taken no further, and at its owner nothing more is signed
+                 not own                    own, in doubt              own, otherwise
+follows head     applied                    applied                    signing stops: a second writer, or an old copy
+known            nothing                    nothing                    nothing
+of a left epoch  nothing (its holder        kept, replayed after       kept, replayed
+                 hands it to the owner)     waking up
+opens an epoch   un-applied past its base,  the same                   signing stops
+based earlier    then applied
+fork             kept as evidence; the feed is taken no further, and at its owner nothing more is signed
 """
 
 from __future__ import annotations

@@ -192,5 +192,6 @@ def _hold(connection: sqlite3.Connection, domain: str, change: feed_pb2.Holding)
 def cut_statements(connection: sqlite3.Connection, feed_id: bytes, epoch_number: int, base_seq: int) -> None:
     """An epoch opened: statements made in earlier ones reach no further than its base, whichever came first."""
     connection.execute(
-        "UPDATE holdings SET seq = min(seq, ?) WHERE feed_id = ? AND epoch_number < ?", (base_seq, feed_id, epoch_number)
+        "UPDATE holdings SET seq = min(seq, ?) WHERE feed_id = ? AND epoch_number < ?",
+        (base_seq, feed_id, epoch_number),
     )

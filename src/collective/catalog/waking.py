@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from collective.catalog.facts import as_bytes
 from collective.catalog.feed import FeedState
+from collective.core.address import member_identity
 from collective.core.errors import Misconfigured
 from collective.wire import feed_pb2
 
@@ -68,8 +69,17 @@ def note_doubt(ledger: Ledger, feed_id: bytes, reason: str) -> None:
 
 def awaited(ledger: Ledger) -> list[str]:
     """Members that have not told yet what they have of the feeds in doubt, and were not excused."""
-    others = {member.domain for member in ledger.members() if not member.removed} - {ledger.own_domain}
-    return sorted(others - ledger.hearing.answered - ledger.hearing.excused)
+    return sorted(_others(ledger) - ledger.hearing.answered - _excused(ledger))
+
+
+def _others(ledger: Ledger) -> set[str]:
+    return {member.domain for member in ledger.members() if not member.removed} - {ledger.own_domain}
+
+
+def _excused(ledger: Ledger) -> set[str]:
+    """Members named by whoever started this home: by domain, identity or first label."""
+    words = ledger.hearing.excused
+    return {domain for domain in _others(ledger) if words & {domain, member_identity(domain), domain.split(".", 1)[0]}}
 
 
 def refusal(ledger: Ledger, feed_id: bytes) -> Misconfigured:
@@ -102,9 +112,11 @@ def open_epochs(ledger: Ledger) -> bool:
         own = _own_feed_ids(ledger)
         opening = [feed for feed in own if (ALL_FEEDS in doubts or feed in doubts) and not _is_stuck(ledger, feed)]
         connection.executemany("DELETE FROM doubts WHERE feed_id = ?", [(feed,) for feed in (ALL_FEEDS, *opening)])
+        # numbers in stock may have been handed out in what is lost
+        connection.execute("DELETE FROM number_stock")
         for feed_id in opening:
             _open_epoch(ledger, feed_id)
-        if not ledger.hearing.excused - ledger.hearing.answered:
+        if not _excused(ledger) - ledger.hearing.answered:
             for feed_id in set(ledger.doubts()) - set(own):
                 # everybody was heard and nobody knows what it was: it never left this home
                 connection.execute("DELETE FROM doubts WHERE feed_id = ?", (feed_id,))

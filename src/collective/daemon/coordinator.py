@@ -36,6 +36,7 @@ from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
 from collective.transfer.sync import EntryServer, PeerSync, SyncParts
+from collective.transfer.waking import HandBackDesk, HandOver, waking_rows
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
@@ -57,6 +58,7 @@ class CoordinatorSettings:
     storage_bytes: int
     storage_path: str
     debug: bool = False
+    without: tuple[str, ...] = ()  # members whose answer is not awaited when this home wakes up in doubt
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Parts:
     rows: list[Row]
     sync: PeerSync
     copies: CopyMaker
+    hand_over: HandOver
     clock: Clock
     observer: Observer
     endpoints: list[feed_pb2.Endpoint]
@@ -217,10 +220,12 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         *control_rows(commands),
         *admission_rows(admission),
         *status_rows(status),
+        *waking_rows(HandBackDesk(catalog, bell, observer, writer)),
     ]
+    hand_over = HandOver(catalog, book, channels, bell, clock, observer, writer)
     parts = Parts(
-        home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members,
+        home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, hand_over,
+        clock, observer, endpoints, choose_members,
     )  # fmt: skip
     parts.refresh_trust()
     return parts
@@ -232,6 +237,7 @@ async def run_coordinator(
     """Serve until `stop` is set. Raises: Misconfigured, Conflict (home or port in use)."""
     with home.locked():
         parts = assemble(home, clock, observer, settings)
+        parts.catalog.excuse(settings.without)
         for warning in unbuilt_keys(parts.config):
             observer.event("config.warning", message=warning)
         server = RpcServer(parts.rows, parts.trust, parts.household.coordinator, clock, observer)
@@ -275,6 +281,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
         tasks.append(group.create_task(_every_change(parts, settings), name="background"))
         tasks.append(group.create_task(_make_copies(parts), name="copies"))
+        tasks.append(group.create_task(parts.hand_over.run(), name="hand over"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
         for task in tasks:
@@ -297,6 +304,7 @@ async def _every_change(parts: Parts, settings: CoordinatorSettings) -> None:
             status_due = now + NODE_STATUS_SECONDS
             await _guarded(parts, "nodes", parts.nodes.refresh)
             await _guarded(parts, "card", lambda: _update_card(parts, settings))
+            await _guarded(parts, "datastores", lambda: _make_configured_datastores(parts))
         await _guarded(parts, "tend", lambda: _tend(parts))
         counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
 
@@ -330,6 +338,8 @@ async def _tend(parts: Parts) -> None:
 
 async def _update_card(parts: Parts, settings: CoordinatorSettings) -> None:
     """Say in the member feed who our nodes are and where we can be reached, when that changed."""
+    if parts.catalog.is_doubtful():
+        return  # nothing is signed now; it is said when the doubt is over
     card = feed_pb2.Card(
         wrapping_key=parts.household.keys.wrapping_key.public_key().public_bytes_raw(),
         endpoints=parts.endpoints,
@@ -367,6 +377,8 @@ def _fresh_id(parts: Parts) -> feed_pb2.OperationId:
 
 async def _make_configured_datastores(parts: Parts) -> None:
     """Make the DataStores of the configuration that are not there yet."""
+    if parts.catalog.is_doubtful():
+        return
     existing = {store.path for store in parts.catalog.datastores() if store.owner == parts.household.member_domain}
     for wanted in parts.config.datastores:
         if wanted.path.encode() in existing:
@@ -377,4 +389,4 @@ async def _make_configured_datastores(parts: Parts) -> None:
             parts.catalog.create_datastore(path, strategy, copies, {})
 
         await parts.writer(make)
-    parts.bell.ring()
+        parts.bell.ring()

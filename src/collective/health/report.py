@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from collective.catalog import Catalog
 from collective.core.clock import Clock
 from collective.core.sizes import format_size
+from collective.health.doubt import doubt_document, doubt_findings
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.nodes import NodeDirectory, NodeRecord
@@ -49,13 +50,21 @@ class StatusDesk:
 
     def document(self, connections: bool) -> dict[str, object]:
         """The report as plain values; sizes in bytes, times in seconds."""
-        findings = [*self._node_findings(), *self._store_findings(), *self._peer_findings(), *self._own_findings()]
+        told = [Finding(*words) for words in doubt_findings(self.catalog)]
+        findings = [
+            *told,
+            *self._node_findings(),
+            *self._store_findings(),
+            *self._peer_findings(),
+            *self._own_findings(),
+        ]
         errors = any(finding.severity == "error" for finding in findings)
         document: dict[str, object] = {
             "health": "HEALTH_ERR" if errors else "HEALTH_WARN" if findings else "HEALTH_OK",
             "findings": [finding.__dict__ for finding in findings],
             "address": str(self.own.address),
             "federation": self.own.federation_domain,
+            "doubt": doubt_document(self.catalog),
             "nodes": [self._node(node) for node in self.nodes.all()],
             "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
@@ -161,12 +170,6 @@ class StatusDesk:
                 yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
 
     def _own_findings(self) -> Iterable[Finding]:
-        for feed_id in self.catalog.doubtful_feeds():
-            yield Finding(
-                "error",
-                f"the database is older than what was told to others (feed {feed_id.hex()[:12]})",
-                "restore the newest catalog.db; nothing is written to that feed until then",
-            )
         left = self.own.not_after - self.clock.wall()
         if left < CERTIFICATE_WARNING_SECONDS:
             yield Finding(

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
-from collective.catalog import Catalog, Gap
+from collective.catalog import Catalog, Gap, position_in
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Conflict, Corrupt, NotFound, Refused, Unreachable
@@ -80,16 +80,17 @@ class EntryServer:
 
         What it may follow is judged anew before every message: a grant taken back stops the store's entries.
         """
-        sent = {head.feed_id: head.head.seq for head in request.heads}
+        sent = {head.feed_id: head.head for head in request.heads}
         caught_up = False
         while True:
             counter = self._catalog.change_counter()
             anything = False
             for feed_id in self._feeds(member_domain):
-                while entries := self._catalog.entries_after(
-                    feed_id, sent.get(feed_id, 0), max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
+                # from where the chains meet: ours may have left theirs, also while this stream goes on
+                while entries := self._catalog.entries_beyond(
+                    feed_id, sent.get(feed_id), max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
                 ):
-                    sent[feed_id] = sent.get(feed_id, 0) + len(entries)
+                    sent[feed_id] = position_in(entries[-1])
                     anything = True
                     yield control_pb2.FollowReply(feed_id=feed_id, entries=entries)
             if not anything:
@@ -194,6 +195,8 @@ class PeerSync:
                 state.caught_up = state.caught_up or message.caught_up
                 if message.entries:
                     await self._take(domain, message)
+                if message.caught_up and parts.catalog.note_answer(domain):
+                    parts.bell.ring()
         finally:
             await stream.aclose()
 
@@ -209,7 +212,10 @@ class PeerSync:
             await parts.write(receive)
         except Gap:
             raise
-        except (Corrupt, Conflict, Refused, NotFound) as error:
+        except Conflict as error:
+            # a fork, or a foreign entry of an own feed: that feed is taken no further, the others go on
+            parts.observer.event("sync.entry_refused", peer=domain, feed=message.feed_id.hex(), reason=error.message)
+        except (Corrupt, Refused, NotFound) as error:
             parts.observer.event("sync.entry_refused", peer=domain, feed=message.feed_id.hex(), reason=error.message)
             raise
         finally:

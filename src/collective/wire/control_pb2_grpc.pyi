@@ -46,6 +46,8 @@ class FederationStub:
     CompleteCopy: _grpc.UnaryUnaryMultiCallable[_control_pb2.CompleteCopyRequest, _control_pb2.CompleteCopyReply]
     """"All of it is sent": checks, states the holding, answers with the new head of its member feed."""
     Ping: _grpc.UnaryUnaryMultiCallable[_control_pb2.PingRequest, _control_pb2.PingReply]
+    HandBack: _grpc.UnaryUnaryMultiCallable[_control_pb2.HandBackRequest, _control_pb2.HandBackReply]
+    """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -63,6 +65,8 @@ class FederationAsyncStub(FederationStub):
     CompleteCopy: _aio.UnaryUnaryMultiCallable[_control_pb2.CompleteCopyRequest, _control_pb2.CompleteCopyReply]  # type: ignore[assignment]
     """"All of it is sent": checks, states the holding, answers with the new head of its member feed."""
     Ping: _aio.UnaryUnaryMultiCallable[_control_pb2.PingRequest, _control_pb2.PingReply]  # type: ignore[assignment]
+    HandBack: _aio.UnaryUnaryMultiCallable[_control_pb2.HandBackRequest, _control_pb2.HandBackReply]  # type: ignore[assignment]
+    """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     """What other members (and own components) ask."""
@@ -119,6 +123,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.PingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PingReply, _abc.Awaitable[_control_pb2.PingReply]]: ...
+
+    @_abc_1.abstractmethod
+    def HandBack(
+        self,
+        request: _control_pb2.HandBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HandBackReply, _abc.Awaitable[_control_pb2.HandBackReply]]:
+        """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
