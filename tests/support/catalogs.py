@@ -218,6 +218,8 @@ DERIVED = {
     "numbers": "SELECT f.feed_id, n.next_number FROM store_numbers n JOIN feeds f ON f.id = n.store",
     "operations": "SELECT o.writer, o.random, f.feed_id, o.seq FROM operations o JOIN feeds f ON f.id = o.feed",
     "refused": "SELECT f.feed_id, r.seq, r.number, r.reason FROM refused_operations r JOIN feeds f ON f.id = r.feed",
+    "snapshots": "SELECT f.feed_id, s.base_seq, s.seq, s.public_version, s.sealed_version FROM snapshots s"
+    " JOIN feeds f ON f.id = s.feed",
     "epochs": "SELECT f.feed_id, e.number, e.epoch_id, e.first_seq FROM epochs e JOIN feeds f ON f.id = e.feed",
     "feeds": "SELECT feed_id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked FROM feeds",
 }

@@ -52,6 +52,7 @@ class Feed:
     head: FeedState
     opened_seq: int
     forked: bool
+    dropped_seq: int
 
 
 class Applier(Reader):
@@ -128,15 +129,15 @@ class Applier(Reader):
 
     def _feed(self, feed_id: bytes) -> Feed | None:
         row = self._one(
-            "SELECT id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked FROM feeds"
-            " WHERE feed_id = ?",
+            "SELECT id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked, dropped_seq"
+            " FROM feeds WHERE feed_id = ?",
             feed_id,
         )
         if row is None:
             return None
-        number, kind, owner, epoch, epoch_id, seq, hash_, lamport, opened, forked = row
+        number, kind, owner, epoch, epoch_id, seq, hash_, lamport, opened, forked, dropped = row
         head = FeedState(as_int(epoch), as_bytes(epoch_id), as_int(seq), as_bytes(hash_), as_int(lamport))
-        return Feed(as_int(number), feed_id, str(kind), str(owner), head, as_int(opened), bool(forked))
+        return Feed(as_int(number), feed_id, str(kind), str(owner), head, as_int(opened), bool(forked), as_int(dropped))
 
     def _verify(self, entry: ParsedEntry) -> tuple[str, str]:
         """Check the signature against the feed's one writer; (kind, owner). Raises: Corrupt, NotFound, Refused."""
@@ -261,6 +262,8 @@ class Applier(Reader):
         feed = self._feed(store_id)
         if feed is None:
             return 0
+        if feed.opened_seq < feed.dropped_seq:
+            return 0  # the tree that the first entry here goes on from is still to come (catalog/folding)
         done = 0
         for seq, raw in connection.execute(
             "SELECT seq, entry FROM entries WHERE feed = ? AND seq > ? ORDER BY seq", (feed.id, feed.opened_seq)

@@ -25,6 +25,7 @@ __all__ = [
     "record_refusal",
 ]
 
+SNAPSHOTS_KEPT = 2  # the one before the newest is held by more members than the newest
 NUMBER_GAP = 1 << 24  # far above what one lost tail can have given out; 65,536 such gaps fit
 
 
@@ -65,6 +66,18 @@ def apply_store_public(connection: sqlite3.Connection, store_id: bytes, public: 
         _place(connection, store_id, layout.version_id, list(layout.members))
     for placement in public.placements:
         _place(connection, store_id, placement.version_id, list(placement.members))
+    for pointer in public.snapshots:
+        if 0 < pointer.base.seq < seq:
+            connection.execute(
+                "INSERT OR REPLACE INTO snapshots SELECT id, ?, ?, ?, ? FROM feeds WHERE feed_id = ?",
+                (pointer.base.seq, seq, pointer.public_version, pointer.sealed_version, store_id),
+            )
+            connection.execute(
+                "DELETE FROM snapshots WHERE feed = (SELECT id FROM feeds WHERE feed_id = :f) AND base_seq NOT IN"
+                " (SELECT s.base_seq FROM snapshots s JOIN feeds f ON f.id = s.feed WHERE f.feed_id = :f"
+                " ORDER BY s.base_seq DESC LIMIT :kept)",
+                {"f": store_id, "kept": SNAPSHOTS_KEPT},
+            )
     for release in public.releases:
         connection.execute(
             "UPDATE versions SET released = 1 WHERE feed_id = ? AND version_id = ?", (store_id, release.version_id)
@@ -156,7 +169,7 @@ def forget_store(connection: sqlite3.Connection, feed: int, store_id: bytes) -> 
     """Clear everything that derives from a store feed; its entries are applied anew afterwards."""
     for table in ("inodes", "links", "xattrs", "store_numbers", "history", "gone", "number_leases"):
         connection.execute(f"DELETE FROM {table} WHERE store = ?", (feed,))
-    for table in ("operations", "refused_operations"):
+    for table in ("operations", "refused_operations", "snapshots"):
         connection.execute(f"DELETE FROM {table} WHERE feed = ?", (feed,))
     for table in ("versions", "placements"):
         connection.execute(f"DELETE FROM {table} WHERE feed_id = ?", (store_id,))

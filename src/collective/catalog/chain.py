@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from collective.catalog.facts import Facts, as_bytes, as_int
 from collective.wire import feed_pb2
 
-__all__ = ["Epoch", "entry_standing_at", "epochs_of", "last_kept_seq", "meeting_seq", "note_entry"]
+__all__ = ["Epoch", "entry_standing_at", "epochs_of", "is_folded", "last_kept_seq", "meeting_seq", "note_entry"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ def entry_standing_at(facts: Facts, feed_id: bytes, epoch_id: bytes, seq: int) -
             )  # fmt: skip
             return as_bytes(row[0]) if row else None
     return None
+
+
+def is_folded(facts: Facts, header: feed_pb2.Header) -> bool:
+    """Whether a snapshot stands here for the place that an entry claims: what stood there was checked when it came."""
+    row = facts._one("SELECT dropped_seq FROM feeds WHERE feed_id = ?", header.feed_id)
+    if row is None or header.seq > as_int(row[0]):
+        return False
+    return any(
+        epoch.id == header.epoch_id and epoch.first_seq <= header.seq <= epoch.last_seq
+        for epoch in epochs_of(facts, header.feed_id)
+    )
 
 
 def last_kept_seq(facts: Facts, feed_id: bytes, base: feed_pb2.Position) -> int:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from collective.catalog import waking
+from collective.catalog import folding, waking
 from collective.catalog.applier import Body
 from collective.catalog.chain import meeting_seq
 from collective.catalog.entry import MAX_OPERATIONS, build_entry, parse_entry, position_of
@@ -168,7 +168,22 @@ class Ledger(Receiver):
     ) -> list[bytes]:
         """What somebody with that head lacks of a feed as it stands here, verbatim."""
         start = meeting_seq(self, feed_id, theirs)
+        feed = self._feed(feed_id)
+        if feed is None or start < feed.dropped_seq:
+            return []  # they start from a snapshot
         return self.entries_after(feed_id, start, max_bytes=max_bytes, max_entries=max_entries)
+
+    def open_base(self, store_id: bytes) -> bool:
+        """Load the tree of a feed that started from a snapshot without one, now that its blocks are here, and go on."""
+        with self.change() as connection:
+            feed = self._feed(store_id)
+            if feed is None or feed.opened_seq >= feed.dropped_seq:
+                return False
+            if not folding.load_sealed(connection, feed.id, store_id, feed.dropped_seq):
+                return False
+            self.open_waiting(connection, store_id)
+            connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+        return True
 
     # ------------------------------------------------------------ appending
 
@@ -198,6 +213,7 @@ class Ledger(Receiver):
         operations: Sequence[feed_pb2.TreeOperation] = (),
         leases: Sequence[feed_pb2.NumberLease] = (),
         absorbed: Iterable[bytes] = (),
+        snapshots: Sequence[feed_pb2.SnapshotPointer] = (),
         start: feed_pb2.StoreStart | None = None,
     ) -> feed_pb2.Position:
         """Append to an own DataStore's feed, sealed under its current key. Raises: Refused, Misconfigured in doubt.
@@ -212,7 +228,11 @@ class Ledger(Receiver):
             if key is None:
                 raise Misconfigured("the DataStore's key is missing here")
             public = feed_pb2.StorePublic(
-                layouts=layouts, placements=placements, start=start, absorbed_operations=absorbed
+                layouts=layouts,
+                placements=placements,
+                start=start,
+                absorbed_operations=absorbed,
+                snapshots=snapshots,
             )
             sealed = feed_pb2.StoreSealed(operations=operations, leases=leases)
             row = self._one("SELECT next_number FROM store_numbers WHERE store = ?", store.store_number)

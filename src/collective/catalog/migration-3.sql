@@ -17,7 +17,28 @@ ALTER TABLE holdings ADD COLUMN epoch_number INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE holdings ADD COLUMN head_seq INTEGER NOT NULL DEFAULT 0;  -- as it was stated
 UPDATE holdings SET head_seq = seq;
 
+-- the newest snapshots that entries point to
+CREATE TABLE snapshots (
+    feed INTEGER NOT NULL REFERENCES feeds(id),
+    base_seq INTEGER NOT NULL,
+    seq INTEGER NOT NULL,                    -- of the entry that carries the pointer
+    public_version BLOB NOT NULL,
+    sealed_version BLOB NOT NULL,
+    PRIMARY KEY (feed, base_seq)
+) STRICT, WITHOUT ROWID;
+
 -- ------------------------------------------------------------ this home's own
+
+-- entries up to here are dropped; the blocks of the snapshot with that base stand for them
+ALTER TABLE feeds ADD COLUMN dropped_seq INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE snapshot_blocks (
+    feed_id BLOB NOT NULL,
+    base_seq INTEGER NOT NULL,
+    sealed INTEGER NOT NULL,                 -- 0: the public snapshot, 1: the sealed one
+    number INTEGER NOT NULL,
+    block BLOB NOT NULL,                     -- SnapshotBlock
+    PRIMARY KEY (feed_id, base_seq, sealed, number)
+) STRICT;
 
 -- entries that a later epoch left behind; kept as evidence, handed to the feed's owner, replayed by the owner
 CREATE TABLE abandoned (

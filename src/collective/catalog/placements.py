@@ -23,7 +23,9 @@ COPIES_PER_ROUND = 256
 # a version that a file has, or had and can have again; hosts cannot see that and count every one not released
 _LIVE = (
     "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.id)"
-    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id))"
+    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id)"
+    " OR EXISTS (SELECT 1 FROM snapshots s WHERE s.feed = f.id"
+    " AND v.version_id IN (s.public_version, s.sealed_version)))"
 )
 _HELD = (
     "(p.domain = v.writer OR h.seq >= v.seq) AND NOT EXISTS (SELECT 1 FROM holding_exceptions x"
@@ -85,9 +87,9 @@ def _state(ledger: Ledger, store_id: bytes) -> bool:
             "SELECT e.seq, e.hash FROM entries e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ? AND e.seq = ?",
             store_id, limit - 1,
         )  # fmt: skip
-        if row is None:
-            return False
-        head = feed_pb2.Position(epoch_number=head.epoch_number, epoch_id=head.epoch_id, seq=limit - 1, hash=row[1])  # type: ignore[arg-type]
+        # without a hash where a snapshot stands for the entry
+        hash_ = row[1] if row is not None else b""
+        head = feed_pb2.Position(epoch_number=head.epoch_number, epoch_id=head.epoch_id, seq=limit - 1, hash=hash_)  # type: ignore[arg-type]
         missing = [pair for pair in missing if isinstance(pair[1], int) and pair[1] < limit]
     standing = ledger._one("SELECT seq FROM holdings WHERE feed_id = ? AND domain = ?", store_id, ledger.own_domain)
     exceptions = {version for version, _ in missing}

@@ -15,11 +15,12 @@ from __future__ import annotations
 import sqlite3
 from abc import abstractmethod
 
+from collective.catalog.abandoned import keep_abandoned
 from collective.catalog.applier import Applier, Feed, epoch_start_of
-from collective.catalog.chain import entry_standing_at, last_kept_seq
+from collective.catalog.chain import entry_standing_at, is_folded, last_kept_seq
 from collective.catalog.entry import ParsedEntry, parse_entry
 from collective.catalog.feed import FeedState, Fork, Gap, Step, judge
-from collective.catalog.unapply import keep_abandoned, unapply
+from collective.catalog.unapply import unapply
 from collective.core.errors import Conflict
 from collective.core.observe import Observer
 
@@ -59,7 +60,7 @@ class Receiver(Applier):
         with self._lock:
             feed = self._feed(entry.header.feed_id)
             standing = entry_standing_at(self, entry.header.feed_id, entry.header.epoch_id, entry.header.seq)
-            if standing == entry.hash:
+            if standing == entry.hash or is_folded(self, entry.header):
                 return False
             kind, owner = self._verify(entry)
             if feed is not None and feed.forked:

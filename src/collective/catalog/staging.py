@@ -94,8 +94,9 @@ def commit_operations(
 def committed_at(ledger: Ledger, id_: feed_pb2.OperationId) -> feed_pb2.Position | None:
     """The entry that carries an operation already."""
     row = ledger._one(
-        "SELECT f.epoch_number, f.epoch_id, o.seq, e.hash FROM operations o JOIN feeds f ON f.id = o.feed"
-        " JOIN entries e ON e.feed = o.feed AND e.seq = o.seq WHERE o.writer = ? AND o.random = ?",
+        "SELECT f.epoch_number, f.epoch_id, o.seq, coalesce(e.hash, x'') FROM operations o"
+        " JOIN feeds f ON f.id = o.feed LEFT JOIN entries e ON e.feed = o.feed AND e.seq = o.seq"
+        " WHERE o.writer = ? AND o.random = ?",
         id_.writer, id_.random,
     )  # fmt: skip
     if row is None:
