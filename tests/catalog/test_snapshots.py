@@ -95,6 +95,8 @@ def test_started_from_a_snapshot_equals_every_entry(seed: int) -> None:
         start(alice, carol, store, base)
         pull_all(federation, alice, carol)
         for name, rows in state_of(bob).items():
+            if name in ("datastores", "wraps", "holdings", "holding_exceptions"):
+                continue  # of member feeds
             expected = [row for row in rows if store in row]
             assert [row for row in state_of(carol)[name] if store in row] == expected, name
         assert tree_of(carol) == tree_of(bob) == tree_of(alice)
