@@ -9,10 +9,12 @@ its tree. *Position*: an entry's name. *Head*: the newest entry's. *Wrap*: a Dat
 from collective.catalog.catalog import Catalog
 from collective.catalog.entry import key_name_of, member_feed_id, position_in, root_feed_id
 from collective.catalog.feed import Fork, Gap
+from collective.catalog.folding import public_snapshot_key
 from collective.catalog.handing import Parcel
 from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
 from collective.catalog.ledger import OwnKeys
 from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.offers import Offer
 from collective.catalog.overlay import Overlay
 from collective.catalog.permissions import Verdict
 from collective.catalog.reader import Reader
@@ -28,6 +30,7 @@ __all__ = [
     "Inline",
     "Member",
     "Node",
+    "Offer",
     "Overlay",
     "OwnKeys",
     "Parcel",
@@ -38,5 +41,6 @@ __all__ = [
     "key_name_of",
     "member_feed_id",
     "position_in",
+    "public_snapshot_key",
     "root_feed_id",
 ]

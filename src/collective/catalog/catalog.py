@@ -6,12 +6,14 @@ transaction; Raises lists stand with the functions that do the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from collective.catalog import commands, datastores, handing, numbers, placements, staging, waking
+from collective.catalog import commands, datastores, folding, handing, numbers, offers, placements, staging, waking
+from collective.catalog.database import open_for_reading
 from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
+from collective.catalog.offers import Offer
 from collective.catalog.replay import replay
 from collective.catalog.staging import ChooseMembers
 from collective.wire import control_pb2, feed_pb2, submit_pb2
@@ -56,6 +58,68 @@ class Catalog(Ledger):
 
     def note_handed_over(self, parcel: Parcel) -> None:
         handing.note_handed_over(self, parcel)
+
+    # ------------------------------------------------------------ snapshots (catalog/folding, catalog/offers)
+
+    def note_heads(self, domain: str, heads: Iterable[feed_pb2.FeedHead]) -> None:
+        """What a member told of how far it is."""
+        for head in heads:
+            key = (domain, head.feed_id)
+            self.hearing.heads[key] = max(self.hearing.heads.get(key, 0), head.head.seq)
+
+    def due_for_snapshot(self, every: int) -> list[bytes]:
+        """Own DataStores with that many entries since their last snapshot."""
+        return folding.due_for_snapshot(self, every)
+
+    def fold(self, store_id: bytes) -> feed_pb2.Position:
+        """Write a snapshot's blocks at the head as it is; its base."""
+        return folding.fold(self, store_id)
+
+    def point_to_snapshot(
+        self, store_id: bytes, base: feed_pb2.Position, public: feed_pb2.Layout, sealed: feed_pb2.Layout
+    ) -> None:
+        """Say in the feed that the blocks at the base are these two versions."""
+        pointer = feed_pb2.SnapshotPointer(
+            base=base, public_version=public.version_id, sealed_version=sealed.version_id
+        )
+        self.append_store(store_id, layouts=[public, sealed], snapshots=[pointer])
+
+    def snapshot_blocks(self, store_id: bytes, base_seq: int, *, sealed: bool) -> Iterator[bytes]:
+        """The blocks kept here of one part, in order."""
+        reading = open_for_reading(self.path)
+        try:
+            yield from folding.stored_blocks(reading, store_id, base_seq, sealed=sealed)
+        finally:
+            reading.close()
+
+    def keep_blocks(self, store_id: bytes, base_seq: int, blocks: Iterable[bytes], *, sealed: bool) -> None:
+        folding.keep_blocks(self, store_id, base_seq, blocks, sealed=sealed)
+
+    def snapshot_offer_for(
+        self, feed_id: bytes, theirs: feed_pb2.Position | None, *, entries_wanted: bool
+    ) -> bytes | None:
+        """The entry that points to the snapshot somebody with that head starts from, None when entries will do."""
+        return offers.offer_for(self, feed_id, theirs, entries_wanted=entries_wanted)
+
+    def snapshot_offer_in(self, entry: bytes) -> Offer | None:
+        return offers.offer_in(self, entry)
+
+    def start_from(self, offer: Offer, *, with_sealed: bool) -> None:
+        folding.start_from(self, offer.store_id, offer.owner, offer.base_seq, with_sealed=with_sealed)
+
+    def unopened_offers(self) -> list[Offer]:
+        return offers.unopened_offers(self)
+
+    def droppable(self, now: float) -> list[Offer]:
+        return offers.droppable(self, now)
+
+    def drop_entries(self, offer: Offer) -> int:
+        return folding.drop_entries(self, offer.store_id, offer.base_seq)
+
+    def opens_sealed(self, store_id: bytes) -> bool:
+        """Whether this home reads the DataStore's tree."""
+        feed = self._feed(store_id)
+        return feed is not None and feed.opened_seq > 0
 
     # ------------------------------------------------------------ care
 

@@ -37,6 +37,7 @@ class Hearing:
     def __init__(self) -> None:
         self.answered: set[str] = set()
         self.excused: set[str] = set()
+        self.heads: dict[tuple[str, bytes], int] = {}  # (member, feed) -> the highest seq they told
         self.stopped: set[bytes] = set()  # feeds of which foreign entries came: not mended while this process runs
 
 

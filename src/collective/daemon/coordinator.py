@@ -35,7 +35,9 @@ from collective.transfer.placing import ChooseMembers, member_chooser, place_aga
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
+from collective.transfer.snapshots import SnapshotMaker, Snapshots, SnapshotTaker
 from collective.transfer.sync import EntryServer, PeerSync, SyncParts
+from collective.transfer.tickets import RpcTicketProvider
 from collective.transfer.waking import HandBackDesk, HandOver, waking_rows
 from collective.wire import control_pb2, feed_pb2
 
@@ -79,6 +81,7 @@ class Parts:
     sync: PeerSync
     copies: CopyMaker
     hand_over: HandOver
+    snapshots: Snapshots
     clock: Clock
     observer: Observer
     endpoints: list[feed_pb2.Endpoint]
@@ -117,7 +120,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         for endpoint in config.network.endpoints
     ]
 
-    async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
+    async def dial(address: FederatedAddress, lane_address: str, level: Level = Level.LOCAL) -> LaneConnection:
         host, port = parse_host_port(lane_address)
         return await connect_lane(
             host,
@@ -126,9 +129,12 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
             trust=trust,
             clock=clock,
             expected=address,
-            level=Level.LOCAL,
+            level=level,
             timeout_seconds=DIAL_TIMEOUT_SECONDS,
         )
+
+    async def dial_others(address: FederatedAddress, lane_address: str) -> LaneConnection:
+        return await dial(address, lane_address, Level.FEDERATED)
 
     nodes = NodeDirectory(dial, observer)
     tickets = TicketOffice(own.member_domain, household.keys.signing_key, clock)
@@ -187,6 +193,15 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         choose_members=choose_members,
         write=writer,
     )
+    provider = RpcTicketProvider(channels, book)
+    taker = SnapshotTaker(
+        catalog, provider, dial_others, home.snapshots, own.member_domain, writer, bell, observer, clock
+    )
+    maker = SnapshotMaker(
+        catalog, nodes, tickets, dial, lambda store_id: derive_store_secret(household.chunk_secret, store_id),
+        choose_members, home.snapshots, own.member_domain, writer, bell, observer,
+        config.coordinator.snapshot_entries,
+    )  # fmt: skip
     sync = PeerSync(
         SyncParts(
             catalog=catalog,
@@ -199,6 +214,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
             introduction=introduction,
             write=writer,
             after_receive=after_receive,
+            take_snapshot=taker.take,
         ),
         Random(),
     )
@@ -225,6 +241,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
     hand_over = HandOver(catalog, book, channels, bell, clock, observer, writer)
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, hand_over,
+        Snapshots(maker, taker),
         clock, observer, endpoints, choose_members,
     )  # fmt: skip
     parts.refresh_trust()
@@ -282,6 +299,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         tasks.append(group.create_task(_every_change(parts, settings), name="background"))
         tasks.append(group.create_task(_make_copies(parts), name="copies"))
         tasks.append(group.create_task(parts.hand_over.run(), name="hand over"))
+        tasks.append(group.create_task(parts.snapshots.run(), name="snapshots"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
         await stop.wait()
         for task in tasks:

@@ -17,12 +17,24 @@ from collective.core.errors import CollectiveError, NotFound, Refused, Unreachab
 from collective.net.lane import LaneConnection
 from collective.wire import control_pb2, feed_pb2, lane_pb2
 
-__all__ = ["Dial", "Holder", "LanePool", "TicketProvider"]
+__all__ = ["Dial", "Holder", "LanePool", "TicketProvider", "VersionFacts"]
 
 LANES_PER_NODE = 2  # one connection tops out at a core's TLS
 CALL_TIMEOUT_SECONDS = 10.0
 RENEW_BEFORE_SECONDS = 30.0
 Dial = Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
+
+
+class VersionFacts(Protocol):
+    """What a fetch asks of the catalogue about a version."""
+
+    def layout(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout: ...
+
+    def holders(self, store_id: bytes, version_id: bytes) -> list[str]: ...
+
+    def page(self, name: bytes) -> bytes | None: ...
+
+    def store_key(self, key_name: bytes) -> bytes | None: ...
 
 
 class TicketProvider(Protocol):

@@ -35,6 +35,7 @@ SILENCE_SECONDS = 15.0
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 5.0
+HEADS_SECONDS = 30.0  # how often a peer is told again how far we are: entries are dropped when all are past them
 ROSTER_SECONDS = 1.0  # how often the roster is looked through for peers not followed yet
 PROTOCOL_VERSION = 1
 
@@ -53,6 +54,7 @@ class SyncParts:
     introduction: Callable[[], control_pb2.PeerConnectRequest]
     write: Callable[[Callable[[], None]], Awaitable[None]]
     after_receive: Callable[[], Awaitable[None]]
+    take_snapshot: Callable[[str, bytes], Awaitable[bool]]  # (peer, entry that points to it)
 
 
 def introduce(catalog: Catalog, request: control_pb2.PeerConnectRequest) -> control_pb2.PeerConnectRequest:
@@ -81,11 +83,23 @@ class EntryServer:
         What it may follow is judged anew before every message: a grant taken back stops the store's entries.
         """
         sent = {head.feed_id: head.head for head in request.heads}
+        self._catalog.note_heads(member_domain, request.heads)
+        offered: set[bytes] = set()
         caught_up = False
         while True:
             counter = self._catalog.change_counter()
             anything = False
             for feed_id in self._feeds(member_domain):
+                if feed_id in offered:
+                    continue  # they start from the snapshot and ask anew
+                offer = self._catalog.snapshot_offer_for(
+                    feed_id, sent.get(feed_id), entries_wanted=request.entries_only
+                )
+                if offer is not None:
+                    offered.add(feed_id)
+                    anything = True
+                    yield control_pb2.FollowReply(feed_id=feed_id, snapshot_entry=offer)
+                    continue
                 # from where the chains meet: ours may have left theirs, also while this stream goes on
                 while entries := self._catalog.entries_beyond(
                     feed_id, sent.get(feed_id), max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
@@ -114,6 +128,7 @@ class PeerState:
     caught_up: bool = False
     last_heard: float = 0.0  # monotonic seconds
     reason: str = ""
+    entries_only: bool = False  # a snapshot could not be had from or through this peer
 
 
 class PeerSync:
@@ -160,26 +175,15 @@ class PeerSync:
     async def _follow_once(self, domain: str, endpoint: str, state: PeerState) -> None:
         parts = self._parts
         peer = FederatedAddress("coord", domain)
-        reply = await parts.channels.unary(
-            peer,
-            endpoint,
-            "/collective.v1.Federation/PeerConnect",
-            introduce(parts.catalog, parts.introduction()),
-            control_pb2.PeerConnectReply,
-            CONNECT_TIMEOUT_SECONDS,
-        )
-        if reply.oldest_version > PROTOCOL_VERSION or reply.version < PROTOCOL_VERSION:
-            raise Refused(
-                f"{domain} speaks protocol {reply.oldest_version}-{reply.version}, this is {PROTOCOL_VERSION}"
-            )
-        parts.book.learn(domain, reply.endpoints)
+        await self._introduce(domain, endpoint)
+        told_heads = parts.clock.monotonic()
         state.endpoint, state.connected, state.reason = endpoint, True, ""
         heads = [feed_pb2.FeedHead(feed_id=feed, head=head) for feed, head in parts.catalog.heads().items()]
         stream = parts.channels.stream(
             peer,
             endpoint,
             "/collective.v1.Federation/Follow",
-            control_pb2.FollowRequest(heads=heads),
+            control_pb2.FollowRequest(heads=heads, entries_only=state.entries_only),
             control_pb2.FollowReply,
         )
         try:
@@ -193,12 +197,47 @@ class PeerSync:
                     raise Unreachable(f"{domain} has been silent for {SILENCE_SECONDS:.0f} s") from None
                 state.last_heard = parts.clock.monotonic()
                 state.caught_up = state.caught_up or message.caught_up
+                if message.snapshot_entry:
+                    await self._start_from(domain, message, state)
                 if message.entries:
                     await self._take(domain, message)
                 if message.caught_up and parts.catalog.note_answer(domain):
                     parts.bell.ring()
+                if message.caught_up and parts.clock.monotonic() - told_heads > HEADS_SECONDS:
+                    await self._introduce(domain, endpoint)
+                    told_heads = parts.clock.monotonic()
         finally:
             await stream.aclose()
+
+    async def _introduce(self, domain: str, endpoint: str) -> None:
+        """Tell each other who and how far we are. Raises: Refused (another protocol), Unreachable."""
+        parts = self._parts
+        reply = await parts.channels.unary(
+            FederatedAddress("coord", domain),
+            endpoint,
+            "/collective.v1.Federation/PeerConnect",
+            introduce(parts.catalog, parts.introduction()),
+            control_pb2.PeerConnectReply,
+            CONNECT_TIMEOUT_SECONDS,
+        )
+        if reply.oldest_version > PROTOCOL_VERSION or reply.version < PROTOCOL_VERSION:
+            raise Refused(
+                f"{domain} speaks protocol {reply.oldest_version}-{reply.version}, this is {PROTOCOL_VERSION}"
+            )
+        parts.book.learn(domain, reply.endpoints)
+        parts.catalog.note_heads(domain, reply.heads)
+
+    async def _start_from(self, domain: str, message: control_pb2.FollowReply, state: PeerState) -> None:
+        """Start a feed from a snapshot; the stream is asked anew for what comes after it, or for entries after all."""
+        parts = self._parts
+        try:
+            await parts.take_snapshot(domain, message.snapshot_entry)
+        except (Corrupt, NotFound, Unreachable) as error:
+            parts.observer.event("sync.snapshot_refused", peer=domain, feed=message.feed_id.hex(), reason=error.message)
+            if state.entries_only:
+                return  # its entries are dropped there: another peer has what this one has not
+            state.entries_only = True
+        raise Gap("a feed started from a snapshot", "what follows is pulled")
 
     async def _take(self, domain: str, message: control_pb2.FollowReply) -> None:
         """Apply what came. A gap, or an entry whose writer is not known yet, ends the stream: it starts anew."""

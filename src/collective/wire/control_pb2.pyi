@@ -165,6 +165,9 @@ class FollowRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADS_FIELD_NUMBER: _builtins.int
+    ENTRIES_ONLY_FIELD_NUMBER: _builtins.int
+    entries_only: _builtins.bool
+    """a snapshot that was offered could not be had"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
         """what the caller has"""
@@ -173,10 +176,11 @@ class FollowRequest(_message.Message):
         self,
         *,
         heads: _abc.Iterable[_feed_pb2.FeedHead] | None = ...,
+        entries_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries_only", b"entries_only", "heads", b"heads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,9 +193,12 @@ class FollowReply(_message.Message):
     FEED_ID_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ENTRY_FIELD_NUMBER: _builtins.int
     feed_id: _builtins.bytes
     caught_up: _builtins.bool
     """everything known so far was sent"""
+    snapshot_entry: _builtins.bytes
+    """Entry that points to a snapshot to start from; no entries of that feed come before"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Entry, verbatim, in order"""
@@ -202,10 +209,11 @@ class FollowReply(_message.Message):
         feed_id: _builtins.bytes = ...,
         entries: _abc.Iterable[_builtins.bytes] | None = ...,
         caught_up: _builtins.bool = ...,
+        snapshot_entry: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "entries", b"entries", "feed_id", b"feed_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "entries", b"entries", "feed_id", b"feed_id", "snapshot_entry", b"snapshot_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
