@@ -45,7 +45,7 @@ def test_a_new_member_starts_from_a_snapshot(federation: Federation, tmp_path: P
     (tmp_path / "many").mkdir()
     for number in range(14):
         (tmp_path / "many" / f"file-{number}").write_text(f"content {number}")
-    alice.ok("put", "-r", tmp_path / "many", "/media/many")
+    alice.ok("put", tmp_path / "many", "/media/many")
     wait_for(lambda: told(alice, "snapshot.made"), "a snapshot")
     wait_for(lambda: told(alice, "snapshot.dropped"), "alice to drop entries", 90)
     wait_for(lambda: told(bob, "snapshot.dropped"), "bob to drop entries", 90)
