@@ -10,7 +10,7 @@ import pytest
 from support.catalogs import TestFederation
 
 from collective.catalog import Catalog, DataStore
-from collective.catalog.conflicts import conflict_name
+from collective.catalog.naming import conflict_name
 from collective.catalog.numbers import BLOCK_COUNT
 from collective.catalog.obstacles import token_of
 from collective.core.errors import Full, Refused
@@ -334,7 +334,10 @@ def test_rights_in_a_folder_end_at_the_folder(bench: Bench) -> None:
     bench.commit(kids, writer=ALICE)
     with pytest.raises(Refused):
         bench.alice.grant(b"/media/kids", [feed_pb2.READ], "carol@media.collective")
-    bench.alice.grant(b"/media/kids", [feed_pb2.WRITE], "carol@media.collective")
+    grant = bench.alice.grant(b"/media/kids", [feed_pb2.WRITE], "carol@media.collective")
+    assert grant.path == b"/media/kids"
+    stored = feed_pb2.Grant.FromString(bench.alice._all("SELECT grant_ FROM grants WHERE id = ?", grant.id)[0][0])  # type: ignore[arg-type]
+    assert stored.path == b"/media", "the public feed tells no folder"
     folder = kids.create.inode
     deep = bench.make(b"deep", folder, writer=carol, mode=FOLDER)
     outcomes = bench.commit(

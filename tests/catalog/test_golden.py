@@ -12,11 +12,15 @@ from collective.catalog.entry import (
     key_name_of,
     member_feed_id,
     open_sealed,
+    open_sub_path,
+    operation_hash,
     parse_entry,
     root_feed_id,
     verify_signature,
 )
-from collective.wire import feed_pb2
+from collective.catalog.naming import conflict_name
+from collective.catalog.obstacles import token_of
+from collective.wire import feed_pb2, submit_pb2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "feeds"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -67,3 +71,62 @@ def test_without_a_sealed_part_the_bytes_are_the_same_each_time() -> None:
         public_part=body.SerializeToString(),
     )
     assert entry.raw.hex() == told["plain_entry"]
+
+
+def staged_operation() -> submit_pb2.StagedOperation:
+    """One of everything that a staged change carries."""
+    operation = feed_pb2.TreeOperation(
+        id=feed_pb2.OperationId(writer="bob.media.collective", random=b"r" * 16),
+        actor="client@bob.media.collective",
+        time_nanoseconds=1_795_392_000_123_456_789,
+        expectations=[
+            feed_pb2.Expectation(link=feed_pb2.ExpectedLink(parent=1, name=b"film.mkv")),
+            feed_pb2.Expectation(content=feed_pb2.ExpectedContent(inode=7, inline_hash=b"h" * 32)),
+        ],
+        create=feed_pb2.Create(
+            parent=1, name=b"film.mkv", inode=65_538, mode=0o100644,
+            content=feed_pb2.Content(
+                size_bytes=9 << 20, version_id=b"v" * 16, key_pages=[b"k" * 32], key_name=b"n" * 32
+            ),
+        ),
+    )  # fmt: skip
+    layout = feed_pb2.Layout(
+        version_id=b"v" * 16, size_bytes=9 << 20, chunk_size_bytes=8 << 20, pages=[b"p" * 32], key_pages=[b"k" * 32]
+    )
+    return submit_pb2.StagedOperation(operation=operation, layout=layout, pages=[b"page"], key_pages=[b"keys"])
+
+
+def test_a_staged_change_reads_the_same() -> None:
+    """What lies staged at one version is sent by the next."""
+    told = json.loads((GOLDEN / "writing.json").read_text())
+    staged = submit_pb2.StagedOperation.FromString(bytes.fromhex(told["staged_operation"]))
+    assert staged == staged_operation()
+    assert staged.SerializeToString(deterministic=True).hex() == told["staged_operation"]
+
+
+def test_what_is_derived_from_a_change() -> None:
+    """The public hash of its id, the names of contents, the conflict name."""
+    told = json.loads((GOLDEN / "writing.json").read_text())
+    id_ = staged_operation().operation.id
+    assert operation_hash(id_).hex() == told["operation_hash"]
+    assert token_of(feed_pb2.Content(size_bytes=3, inline=b"abc")).hex() == told["inline_token"]
+    assert token_of(feed_pb2.Content()).hex() == told["empty_token"]
+    name = conflict_name(b"film.mkv", id_.writer, 1_795_392_000_123_456_789, id_.random)
+    assert name.decode() == told["conflict_name"]
+
+
+def test_a_folder_in_a_grant_opens_with_the_key() -> None:
+    """A sealed sub-path, and no other key or DataStore opens it."""
+    sealed = bytes.fromhex(json.loads((GOLDEN / "writing.json").read_text())["sealed_sub_path"])
+    assert open_sub_path(STORE_KEY, b"f" * 32, sealed) == b"movies/kids"
+    assert open_sub_path(bytes(32), b"f" * 32, sealed) is None
+    assert open_sub_path(STORE_KEY, b"g" * 32, sealed) is None
+
+
+def test_leases_stand_in_the_sealed_part() -> None:
+    """Numbers leased by an entry of this form are leased for ever."""
+    told = json.loads((GOLDEN / "writing.json").read_text())
+    sealed = feed_pb2.StoreSealed.FromString(bytes.fromhex(told["sealed_with_lease"]))
+    (lease,) = sealed.leases
+    assert (lease.member_domain, lease.first, lease.count) == ("bob.media.collective", 65_538, 65_536)
+    assert sealed.next_number == 131_074

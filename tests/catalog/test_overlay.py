@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.catalogs import TestFederation, operation_id
+from support.operations import likely_operation
 
 from collective.catalog import Catalog, DataStore, Node
 from collective.catalog.overlay import Overlay, located
@@ -18,46 +19,6 @@ from collective.core.errors import NotFound
 from collective.wire import feed_pb2
 
 SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-NUMBERS = [1, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-NAMES = [b"a", b"b", b"c", b"dd", b"\xff"]
-
-
-def likely_operation(rng: random.Random, time_ns: int) -> feed_pb2.TreeOperation:
-    """An operation among few numbers and names, so that many of them make sense, and many do not."""
-    number, name = (lambda: rng.choice(NUMBERS)), (lambda: rng.choice(NAMES))
-    operation = feed_pb2.TreeOperation(id=operation_id("bob"), time_nanoseconds=rng.choice([0, time_ns]))
-    inline = rng.randbytes(rng.randint(0, 9))
-    match rng.randrange(10):
-        case 0 | 1 | 2:
-            mode = rng.choice([0o100644, 0o040755, 0o040755, 0o120777, 0o010600])
-            change = feed_pb2.Create(parent=number(), name=name(), inode=number(), mode=mode, symlink_target=b"x/y")
-            if rng.random() < 0.5:
-                change.content.CopyFrom(feed_pb2.Content(size_bytes=len(inline), inline=inline))
-            operation.create.CopyFrom(change)
-        case 3:
-            operation.link.CopyFrom(feed_pb2.Link(inode=number(), parent=number(), name=name()))
-        case 4:
-            operation.unlink.CopyFrom(feed_pb2.Unlink(parent=number(), name=name(), inode=rng.choice([0, number()])))
-        case 5 | 6:
-            change_name = feed_pb2.Rename(
-                inode=number(), from_parent=number(), from_name=name(), to_parent=number(), to_name=name(),
-                replaced_inode=rng.choice([0, number()]), flags=rng.choice([0, 0, 0, 1, 2]),
-            )  # fmt: skip
-            operation.rename.CopyFrom(change_name)
-        case 7:
-            operation.set_attributes.CopyFrom(
-                feed_pb2.SetAttributes(inode=number(), mode=rng.randrange(1 << 12), mtime_nanoseconds=rng.randrange(9))
-            )
-        case 8:
-            operation.set_xattr.CopyFrom(
-                feed_pb2.SetXattr(inode=number(), name=name(), value=inline, removed=rng.random() < 0.3)
-            )
-        case _:
-            content = feed_pb2.Content(size_bytes=len(inline), inline=inline)
-            if rng.random() < 0.3:
-                content = feed_pb2.Content(size_bytes=rng.randrange(1 << 40), version_id=rng.randbytes(16))
-            operation.set_content.CopyFrom(feed_pb2.SetContent(inode=number(), content=content))
-    return operation
 
 
 def sensible_operation(

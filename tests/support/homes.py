@@ -63,13 +63,23 @@ class Home:
     coordinator: subprocess.Popen[str] | None = None
     storage: str = "2GB"
     storage_path: Path | None = None
+    address: str = "127.0.0.1"
+    prefix: list[str] = field(default_factory=list)  # words before each command: where it runs (support/networks)
 
     @property
     def endpoint(self) -> str:
-        return f"lan:127.0.0.1:{self.ports[0]},{self.ports[1]}"
+        return f"lan:{self.address}:{self.ports[0]},{self.ports[1]}"
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "collective.cli.main", "--home", str(self.path), *map(str, arguments)]
+        return [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "collective.cli.main",
+            "--home",
+            str(self.path),
+            *map(str, arguments),
+        ]
 
     def run(self, *arguments: str | Path, timeout: float = 100.0, **settings: Any) -> Outcome:
         """Run a command to its end, whatever it says."""
@@ -94,9 +104,9 @@ class Home:
         self.coordinator = subprocess.Popen(
             self.command(
                 "coordinator", "--federation", *storage,
-                "--listen", f"127.0.0.1:{self.ports[0]}",
-                "--lane", f"127.0.0.1:{self.ports[1]}",
-                "--node-lane", f"127.0.0.1:{self.ports[2]}",
+                "--listen", f"{self.address}:{self.ports[0]}",
+                "--lane", f"{self.address}:{self.ports[1]}",
+                "--node-lane", f"{self.address}:{self.ports[2]}",
                 *more,
             ),
             stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from collective.catalog.facts import Facts, as_bytes, as_int
 from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS, ROOT_INO, Joined, join
 from collective.catalog.permissions import path_covers
-from collective.catalog.tree import ROOT_NUMBER
+from collective.catalog.tree import MAX_DEPTH, ROOT_NUMBER
 from collective.core.errors import NotFound, Refused
 from collective.wire import feed_pb2
 
@@ -85,7 +86,9 @@ class AppliedTree(Facts):
 
     def get(self, ino: int) -> Node:
         """Raises: NotFound."""
-        joined = self._namespace()
+        return self._get(self._namespace(), ino)
+
+    def _get(self, joined: Joined, ino: int) -> Node:
         if ino in joined.synthetic:
             return self._synthetic(ino)
         store = self._store_of(ino, joined)
@@ -114,7 +117,9 @@ class AppliedTree(Facts):
 
     def lookup(self, parent_ino: int, name: bytes) -> Node:
         """Raises: NotFound; Refused below a DataStore that is not readable here."""
-        joined = self._namespace()
+        return self._lookup(self._namespace(), parent_ino, name)
+
+    def _lookup(self, joined: Joined, parent_ino: int, name: bytes) -> Node:
         standing = joined.children.get(parent_ino, {}).get(name)
         if standing is not None:
             return self.get(standing)
@@ -132,7 +137,9 @@ class AppliedTree(Facts):
 
     def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Node]]:
         """A page of a directory: names above `after` in byte order. Raises: NotFound, Refused."""
-        joined = self._namespace()
+        return self._list(self._namespace(), ino, after, limit)
+
+    def _list(self, joined: Joined, ino: int, after: bytes, limit: int) -> builtins.list[tuple[bytes, Node]]:
         inside = joined.children.get(ino, {})
         found = [(name, self.get(child)) for name, child in inside.items() if name > after]
         if ino not in joined.synthetic:
@@ -177,6 +184,18 @@ class AppliedTree(Facts):
             except NotFound:
                 raise NotFound(f"there is no {path.decode(errors='replace')}") from None
         return node
+
+    def path_of(self, store: DataStore, number: int) -> bytes:
+        """The path in the joined tree of an inode of a DataStore, by one of its names, as far as it can be told."""
+        names: list[bytes] = []
+        ino = store.inode_prefix << NUMBER_BITS | number
+        while len(names) < MAX_DEPTH and (place := self.place_of(ino)) is not None:
+            ino = place[0]
+            names.append(place[1])
+        if ino & ((1 << NUMBER_BITS) - 1) != ROOT_NUMBER:
+            names.append(b"...")
+        shown = self._namespace().shown.get(store.feed_id, store.path)
+        return b"/".join([shown, *reversed(names)])
 
     def content(self, node: Node) -> Inline | VersionReference:
         """Where a file's content is. Raises: NotFound."""

@@ -135,6 +135,8 @@ _MOVING = frozenset({"create", "unlink", "rename"})
 def _drop_staged(connection: sqlite3.Connection, operations: Sequence[feed_pb2.TreeOperation]) -> None:
     """What came back in an entry is not staged any more."""
     dropped = 0
+    if connection.execute("SELECT 1 FROM staged LIMIT 1").fetchone() is None:
+        return
     for operation in operations:
         dropped += connection.execute(
             "DELETE FROM staged WHERE writer = ? AND random = ?", (operation.id.writer, operation.id.random)

@@ -6,19 +6,51 @@ transaction; Raises lists stand with the functions that do the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from collective.catalog import commands, datastores, folding, handing, numbers, offers, placements, staging, waking
+from collective.catalog import (
+    commands,
+    datastores,
+    folding,
+    handing,
+    numbers,
+    offers,
+    placements,
+    staged,
+    staging,
+    versions,
+    waking,
+)
 from collective.catalog.database import open_for_reading
 from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.offers import Offer
+from collective.catalog.planning import Plan
 from collective.catalog.replay import replay
 from collective.catalog.staging import ChooseMembers
+from collective.core.sizes import MIB
 from collective.wire import control_pb2, feed_pb2, submit_pb2
 
 __all__ = ["Catalog"]
+
+
+PathChange = (
+    control_pb2.PutFile
+    | control_pb2.RemovePath
+    | control_pb2.MovePath
+    | control_pb2.MakeDirectory
+    | control_pb2.CopyPath
+    | control_pb2.RestoreVersion
+)
+_PLANNERS: dict[type, Callable[..., Plan]] = {
+    control_pb2.PutFile: commands.plan_put,
+    control_pb2.RemovePath: commands.plan_remove,
+    control_pb2.MovePath: commands.plan_move,
+    control_pb2.MakeDirectory: commands.plan_directory,
+    control_pb2.CopyPath: commands.plan_copy,
+    control_pb2.RestoreVersion: versions.plan_restore,
+}
 
 
 class Catalog(Ledger):
@@ -132,24 +164,46 @@ class Catalog(Ledger):
             changed = placements.restate_holdings(self) or changed
         return changed
 
+    # ------------------------------------------------------------ changes by path
+
+    def plan(self, id_: feed_pb2.OperationId, change: PathChange, actor: str) -> Plan:
+        """What a request by path, in any DataStore, comes down to: to be committed or staged."""
+        return _PLANNERS[type(change)](self, id_, change, actor, now=self.clock.wall())
+
+    def commit_path(
+        self, id_: feed_pb2.OperationId, change: PathChange, actor: str, members: Sequence[str] = ()
+    ) -> feed_pb2.Position:
+        """Plan and commit a request in an own DataStore at once; repeated, it is the same entry."""
+        with self.change():
+            before = commands.done_before(self, id_)
+            if before is not None:
+                return before
+            return commands.commit_plan(self, self.plan(id_, change, actor), now=self.clock.wall(), members=members)
+
     def put_file(self, id_: feed_pb2.OperationId, request: control_pb2.PutFile, actor: str) -> feed_pb2.Position:
-        return commands.put_file(self, id_, request, actor)
+        return self.commit_path(id_, request, actor, request.layout.members)
 
     def remove_path(self, id_: feed_pb2.OperationId, request: control_pb2.RemovePath, actor: str) -> feed_pb2.Position:
-        return commands.remove_path(self, id_, request, actor)
+        return self.commit_path(id_, request, actor)
 
     def move_path(self, id_: feed_pb2.OperationId, request: control_pb2.MovePath, actor: str) -> feed_pb2.Position:
-        return commands.move_path(self, id_, request, actor)
+        return self.commit_path(id_, request, actor)
 
     def make_directory(
         self, id_: feed_pb2.OperationId, request: control_pb2.MakeDirectory, actor: str
     ) -> feed_pb2.Position:
-        return commands.make_directory(self, id_, request, actor)
+        return self.commit_path(id_, request, actor)
+
+    def versions(self, path: bytes, owner: str = "") -> list[control_pb2.FileVersion]:
+        """What the file at a path is and was, newest first, also when it is gone."""
+        return versions.list_versions(self, path, owner)
+
+    # ------------------------------------------------------------ changes as they are staged
 
     def commit_operations(
         self,
         store_id: bytes,
-        staged: Sequence[submit_pb2.StagedOperation],
+        changes: Sequence[submit_pb2.StagedOperation],
         *,
         actor_domain: str,
         now: float,
@@ -158,8 +212,36 @@ class Catalog(Ledger):
     ) -> tuple[list[submit_pb2.OperationOutcome], feed_pb2.Position | None]:
         """Commit changes to an own DataStore: one outcome each, and the entry of the last."""
         return staging.commit_operations(
-            self, store_id, staged, actor_domain=actor_domain, now=now, exact=exact, choose_members=choose_members
+            self, store_id, changes, actor_domain=actor_domain, now=now, exact=exact, choose_members=choose_members
         )
+
+    def stage(self, store_id: bytes, changes: Sequence[submit_pb2.StagedOperation], *, now: float) -> list[int]:
+        """Keep changes for the owner of a foreign DataStore; their numbers here."""
+        return staged.stage(self, store_id, changes, now=now)
+
+    def staged_batch(self, store_id: bytes, limit: int = 256, max_bytes: int = 4 * MIB) -> list[staged.StagedRow]:
+        """The next changes to be sent to an owner, in order."""
+        return staged.staged_batch(self, store_id, limit, max_bytes)
+
+    def stores_with_staged_work(self) -> list[bytes]:
+        """The DataStores with changes that wait to be sent."""
+        return staged.stores_with_work(self)
+
+    def note_outcomes(self, rows: Sequence[int], outcomes: Sequence[submit_pb2.OperationOutcome]) -> None:
+        """What the owner answered to a batch of staged changes."""
+        staged.note_outcomes(self, rows, outcomes)
+
+    def send_staged_again(self, store_id: bytes) -> int:
+        """Let what the owner has, but whose entry never came, be sent once more."""
+        return staged.send_again(self, store_id)
+
+    def pending(self, limit: int = 1000) -> list[staged.Pending]:
+        """Staged changes that wait or were refused, the oldest first."""
+        return staged.pending(self, limit)
+
+    def discard(self, rows: Iterable[int]) -> int:
+        """Drop refused staged changes for good; how many."""
+        return staged.discard(self, rows)
 
     def conflicts(self, limit: int = 100) -> list[staging.Conflict]:
         """What was kept under another name in own DataStores, newest first."""

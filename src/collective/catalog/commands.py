@@ -1,149 +1,62 @@
-"""Changes by path in one's own DataStores: from what a person asked to tree operations, checked against what stands.
+"""Changes by path, for people: put, remove, move, make a folder, copy; in every DataStore one may write to.
 
-Each carries the id of its request: asked again, it is the same entry. What the writer expected to find is checked
-here, where the owner orders everything; what does not hold any more is a Conflict, never an overwrite.
+Each function plans one request (catalog/planning); what does not hold any more, as this home sees it, is a Conflict and
+nothing is planned. `commit_plan` does a plan of an own DataStore at once.
 """
 
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from collective.catalog.datastores import operation_id
 from collective.catalog.ledger import Ledger
-from collective.catalog.models import DataStore, Node
-from collective.catalog.namespace import NUMBER_BITS
-from collective.catalog.tree import ROOT_NUMBER
-from collective.core.address import validate_name
-from collective.core.errors import Conflict, NotFound, Refused
-from collective.wire import control_pb2, feed_pb2
+from collective.catalog.models import Inline, Node
+from collective.catalog.planning import Plan, Planner, expected_content, shown_path
+from collective.catalog.staging import commit_operations, committed_at
+from collective.core.errors import Conflict, Misconfigured, NotFound, Refused
+from collective.wire import control_pb2, feed_pb2, submit_pb2
 
-__all__ = ["make_directory", "move_path", "put_file", "remove_path"]
+__all__ = ["commit_plan", "plan_copy", "plan_directory", "plan_move", "plan_put", "plan_remove"]
 
-MAX_REMOVED_PER_ENTRY = 1000
-DIRECTORY_MODE = stat.S_IFDIR | 0o755
+Id = feed_pb2.OperationId
 
 
-@dataclass
-class _Plan:
-    """Operations being gathered for one DataStore; `next_number` is the next inode number to give out."""
-
-    ledger: Ledger
-    store: DataStore
-    actor: str
-    next_number: int
-    operations: list[feed_pb2.TreeOperation] = field(default_factory=list)
-    made: dict[tuple[int, bytes], int] = field(default_factory=dict)
-
-    def add(self, **change: object) -> None:
-        """One operation with an id of its own."""
-        operation = feed_pb2.TreeOperation(id=operation_id(self.ledger), actor=self.actor, **change)  # type: ignore[arg-type]
-        self.operations.append(operation)
-
-    def number(self) -> int:
-        self.next_number += 1
-        return self.next_number - 1
-
-    def child(self, parent: int, name: bytes) -> Node | None:
-        """What stands under a name now."""
-        try:
-            return self.ledger.lookup(self.store.inode_prefix << NUMBER_BITS | parent, name)
-        except NotFound:
-            return None
-
-    def directory(self, names: list[bytes], *, make: bool) -> int:
-        """The inode number of the directory at a path inside the store, made on the way when asked for."""
-        number = ROOT_NUMBER
-        fresh = False
-        for depth, name in enumerate(names):
-            validate_name(name)
-            standing = None if fresh else self.child(number, name)
-            if standing is not None and standing.store_id != self.store.feed_id:
-                raise Conflict(f"{name.decode(errors='replace')} leads to another DataStore")
-            if standing is not None:
-                if not standing.is_directory:
-                    raise Conflict(f"{_shown(self.store, names[: depth + 1])} is not a folder")
-                number = standing.number
-                continue
-            if not make:
-                raise NotFound(f"there is no folder {_shown(self.store, names[: depth + 1])}")
-            made = self.number()
-            self.add(create=feed_pb2.Create(parent=number, name=name, inode=made, mode=DIRECTORY_MODE))
-            number, fresh = made, True
-        return number
+def _begin(ledger: Ledger, path: bytes, owner: str, id_: Id, actor: str, now: float) -> tuple[Planner, list[bytes]]:
+    """`owner`: a member domain, or empty for a path of the joined tree."""
+    store, rest = ledger.datastore_at(path, owner or None)
+    return Planner(ledger, store, id_, actor, now), [name for name in rest.split(b"/") if name]
 
 
-def _shown(store: DataStore, names: list[bytes]) -> str:
-    return b"/".join([store.path, *names]).decode(errors="replace")
-
-
-def _plan(ledger: Ledger, path: bytes, owner: str, actor: str) -> tuple[_Plan, list[bytes]]:
-    store, rest = ledger.datastore_at(path, owner or ledger.own_domain)
-    row = ledger._one("SELECT next_number FROM store_numbers WHERE store = ?", store.store_number)
-    next_number = row[0] if row else ROOT_NUMBER + 1
-    assert isinstance(next_number, int)
-    return _Plan(ledger, store, actor, next_number), [name for name in rest.split(b"/") if name]
-
-
-def _done_before(ledger: Ledger, id_: feed_pb2.OperationId) -> feed_pb2.Position | None:
-    """The entry that carries this id already."""
-    row = ledger._one(
-        "SELECT f.epoch_number, f.epoch_id, o.seq, coalesce(e.hash, x'') FROM operations o"
-        " JOIN feeds f ON f.id = o.feed LEFT JOIN entries e ON e.feed = o.feed AND e.seq = o.seq"
-        " WHERE o.writer = ? AND o.random = ?",
-        id_.writer, id_.random,
-    )  # fmt: skip
-    if row is None:
-        return None
-    return feed_pb2.Position(epoch_number=row[0], epoch_id=row[1], seq=row[2], hash=row[3])  # type: ignore[arg-type]
-
-
-def _commit(plan: _Plan, id_: feed_pb2.OperationId, layouts: list[feed_pb2.Layout] | None = None) -> feed_pb2.Position:
-    """Append the plan; its last operation, the one that was asked for, carries the request's id."""
-    plan.operations[-1].id.CopyFrom(id_)
-    return plan.ledger.append_store(plan.store.feed_id, layouts=layouts or (), operations=plan.operations)
-
-
-def put_file(ledger: Ledger, id_: feed_pb2.OperationId, request: control_pb2.PutFile, actor: str) -> feed_pb2.Position:
-    """Create a file or replace its content. Raises: Conflict, NotFound, Refused."""
+def plan_put(ledger: Ledger, id_: Id, request: control_pb2.PutFile, actor: str, *, now: float) -> Plan:
+    """Create a file or replace its content. Raises: Conflict, NotFound, Refused, Unreachable (no numbers)."""
     with ledger.change():
-        if (before := _done_before(ledger, id_)) is not None:
-            return before
-        plan, names = _plan(ledger, request.path, request.owner, actor)
+        plan, names = _begin(ledger, request.path, request.owner, id_, actor, now)
         if not names:
-            raise Conflict(f"{request.path.decode(errors='replace')} is a DataStore, not a file")
-        validate_name(names[-1])
+            raise Conflict(f"{shown_path(request.path)} is a DataStore, not a file")
         parent = plan.directory(names[:-1], make=request.make_parents)
-        standing = plan.child(parent, names[-1]) if not plan.operations else None
+        standing = plan.child(parent, names[-1]) if not plan.staged else None
         _check_expected(request, standing)
-        layouts = [request.layout] if request.content.version_id else []
         if standing is None:
-            plan.add(
-                create=feed_pb2.Create(
-                    parent=parent,
-                    name=names[-1],
-                    inode=plan.number(),
-                    mode=stat.S_IFREG | stat.S_IMODE(request.mode or 0o644),
-                    mtime_nanoseconds=request.mtime_nanoseconds,
-                    content=request.content,
-                ),
-                expectations=[feed_pb2.Expectation(link=feed_pb2.ExpectedLink(parent=parent, name=names[-1]))],
-            )
+            mode = stat.S_IFREG | stat.S_IMODE(request.mode or 0o644)
+            plan.create(parent, names[-1], mode, mtime_nanoseconds=request.mtime_nanoseconds, content=request.content)
         else:
-            content = feed_pb2.ExpectedContent(inode=standing.number, version_id=standing.version_id or b"")
             if request.mode and stat.S_IMODE(request.mode) != stat.S_IMODE(standing.mode):
                 plan.add(set_attributes=feed_pb2.SetAttributes(inode=standing.number, mode=request.mode))
             plan.add(
                 set_content=feed_pb2.SetContent(
                     inode=standing.number, content=request.content, mtime_nanoseconds=request.mtime_nanoseconds
                 ),
-                expectations=[feed_pb2.Expectation(content=content)],
+                expectations=[expected_content(ledger, standing)],
             )
-        return _commit(plan, id_, layouts)
+        if request.content.version_id:
+            plan.staged[-1].layout.CopyFrom(request.layout)
+            plan.staged[-1].pages.extend(request.pages)
+            plan.staged[-1].key_pages.extend(request.key_pages)
+        return plan.plan()
 
 
 def _check_expected(request: control_pb2.PutFile, standing: Node | None) -> None:
-    shown = request.path.decode(errors="replace")
+    shown = shown_path(request.path)
     if standing is not None and not stat.S_ISREG(standing.mode):
         raise Conflict(f"{shown} is there and is not a file", "choose another name, or remove it first")
     found = (standing.number, standing.version_id or b"") if standing is not None else (0, b"")
@@ -152,136 +65,173 @@ def _check_expected(request: control_pb2.PutFile, standing: Node | None) -> None
         raise Conflict(f"{shown} was changed by somebody else meanwhile", "look at it and put it again")
 
 
-def remove_path(
-    ledger: Ledger, id_: feed_pb2.OperationId, request: control_pb2.RemovePath, actor: str
-) -> feed_pb2.Position:
+def plan_remove(ledger: Ledger, id_: Id, request: control_pb2.RemovePath, actor: str, *, now: float) -> Plan:
     """Unlink a file, or a folder with everything below when `recursive`. Raises: Conflict, NotFound, Refused."""
     with ledger.change():
-        if (before := _done_before(ledger, id_)) is not None:
-            return before
-        plan, names = _plan(ledger, request.path, request.owner, actor)
+        plan, names = _begin(ledger, request.path, request.owner, id_, actor, now)
+        shown = shown_path(request.path)
         if not names:
-            raise Refused(
-                f"{request.path.decode(errors='replace')} is a DataStore", "deleting DataStores is not built yet"
-            )
+            raise Refused(f"{shown} is a DataStore", "deleting DataStores is not built yet")
         parent = plan.directory(names[:-1], make=False)
         standing = plan.child(parent, names[-1])
         if standing is None:
-            raise NotFound(f"there is no {request.path.decode(errors='replace')}")
-        if standing.store_id != plan.store.feed_id:
-            raise Conflict(f"{request.path.decode(errors='replace')} leads to another DataStore")
-        for child_parent, name, number, is_directory in _below(plan, parent, names[-1], standing):
-            if (
-                is_directory
-                and not request.recursive
-                and plan.ledger.list(plan.store.inode_prefix << NUMBER_BITS | number, b"", 1)
-            ):
-                raise Conflict(f"{request.path.decode(errors='replace')} is not empty", "remove it with rm -r")
-            plan.add(unlink=feed_pb2.Unlink(parent=child_parent, name=name, inode=number))
-        # one transaction, several entries; the last one carries the request's id
-        while len(plan.operations) > MAX_REMOVED_PER_ENTRY:
-            ledger.append_store(plan.store.feed_id, operations=plan.operations[:MAX_REMOVED_PER_ENTRY])
-            del plan.operations[:MAX_REMOVED_PER_ENTRY]
-        return _commit(plan, id_)
+            raise NotFound(f"there is no {shown}")
+        plan.same_store(request.path, standing)
+        for child_parent, name, node in _below(plan, parent, names[-1], standing):
+            if node.is_directory and not request.recursive and plan.ledger.list(node.ino, b"", 1):
+                raise Conflict(f"{shown} is not empty", "remove it with rm -r")
+            plan.add(unlink=feed_pb2.Unlink(parent=child_parent, name=name, inode=node.number))
+        return plan.plan()
 
 
-def _below(plan: _Plan, parent: int, name: bytes, node: Node) -> list[tuple[int, bytes, int, bool]]:
-    """(parent, name, inode, is directory) of a node and everything below, children first."""
-    found = [(parent, name, node.number, node.is_directory)]
+def _below(plan: Planner, parent: int, name: bytes, node: Node) -> list[tuple[int, bytes, Node]]:
+    """(parent, name, node) of a node and everything below, children first."""
+    found = [(parent, name, node)]
     waiting = [node] if node.is_directory else []
     while waiting:
         folder = waiting.pop()
-        after = b""
-        while page := plan.ledger.list(folder.ino, after, 1000):
-            after = page[-1][0]
-            for child_name, child in page:
-                if child.store_id != plan.store.feed_id:
-                    raise Conflict(f"{child_name.decode(errors='replace')} below it leads to another DataStore")
-                found.append((folder.number, child_name, child.number, child.is_directory))
-                if child.is_directory:
-                    waiting.append(child)
+        for child_name, child in plan.children(folder):
+            found.append((folder.number, child_name, child))
+            if child.is_directory:
+                waiting.append(child)
     return found[::-1]
 
 
-def move_path(
-    ledger: Ledger, id_: feed_pb2.OperationId, request: control_pb2.MovePath, actor: str
-) -> feed_pb2.Position:
+def _both_ends(
+    ledger: Ledger, request: control_pb2.MovePath | control_pb2.CopyPath, id_: Id, actor: str, now: float
+) -> tuple[Planner, int, bytes, Node, list[bytes]]:
+    """(planner, parent, name, source, names of the destination)."""
+    plan, names = _begin(ledger, request.source, request.owner, id_, actor, now)
+    target, rest = ledger.datastore_at(request.destination, request.owner or None)
+    if target.feed_id != plan.store.feed_id:
+        raise Refused(
+            "source and destination lie in different DataStores", "fetch and put it there, then remove the source"
+        )
+    if not names:
+        raise Refused(f"{shown_path(request.source)} is a DataStore and stays where it is")
+    parent = plan.directory(names[:-1], make=False)
+    source = plan.child(parent, names[-1])
+    if source is None:
+        raise NotFound(f"there is no {shown_path(request.source)}")
+    plan.same_store(request.source, source)
+    return plan, parent, names[-1], source, [name for name in rest.split(b"/") if name]
+
+
+def plan_move(ledger: Ledger, id_: Id, request: control_pb2.MovePath, actor: str, *, now: float) -> Plan:
     """Rename within one DataStore; into an existing folder keeps the name. Raises: Conflict, NotFound, Refused."""
     with ledger.change():
-        if (before := _done_before(ledger, id_)) is not None:
-            return before
-        plan, names = _plan(ledger, request.source, request.owner, actor)
-        target, target_rest = ledger.datastore_at(request.destination, request.owner or ledger.own_domain)
-        if target.feed_id != plan.store.feed_id:
-            raise Refused(
-                "source and destination lie in different DataStores", "fetch and put it there, then remove the source"
-            )
-        if not names:
-            raise Refused(f"{request.source.decode(errors='replace')} is a DataStore and stays where it is")
-        from_parent = plan.directory(names[:-1], make=False)
-        moved = plan.child(from_parent, names[-1])
-        if moved is None:
-            raise NotFound(f"there is no {request.source.decode(errors='replace')}")
-        to_names = [name for name in target_rest.split(b"/") if name]
-        to_parent, to_name, replaced = _destination(plan, to_names, names[-1])
+        plan, parent, name, moved, to_names = _both_ends(ledger, request, id_, actor, now)
+        to_parent, to_name, replaced = plan.destination(to_names, name)
         if replaced is not None and (replaced.is_directory or moved.is_directory):
-            raise Conflict(f"{request.destination.decode(errors='replace')} is there already", "remove it first")
-        _check_not_inside(plan, moved, to_parent)
-        plan.add(
-            rename=feed_pb2.Rename(
-                inode=moved.number,
-                from_parent=from_parent,
-                from_name=names[-1],
-                to_parent=to_parent,
-                to_name=to_name,
-                replaced_inode=replaced.number if replaced else 0,
-            )
+            raise Conflict(f"{shown_path(request.destination)} is there already", "remove it first")
+        plan.not_inside(moved, to_parent)
+        rename = feed_pb2.Rename(
+            inode=moved.number,
+            from_parent=parent,
+            from_name=name,
+            to_parent=to_parent,
+            to_name=to_name,
+            replaced_inode=replaced.number if replaced else 0,
         )
-        return _commit(plan, id_)
+        expectations = []
+        if replaced is not None and stat.S_ISREG(replaced.mode):
+            expectations.append(expected_content(ledger, replaced))
+        plan.add(rename=rename, expectations=expectations)
+        return plan.plan()
 
 
-def _destination(plan: _Plan, names: list[bytes], old_name: bytes) -> tuple[int, bytes, Node | None]:
-    """(parent, name, what stands there); an existing folder takes the thing in under its old name."""
-    if not names:
-        return ROOT_NUMBER, old_name, plan.child(ROOT_NUMBER, old_name)
-    validate_name(names[-1])
-    parent = plan.directory(names[:-1], make=False)
-    standing = plan.child(parent, names[-1])
-    if standing is not None and standing.store_id != plan.store.feed_id:
-        raise Conflict(f"{names[-1].decode(errors='replace')} leads to another DataStore")
-    if standing is not None and standing.is_directory:
-        return standing.number, old_name, plan.child(standing.number, old_name)
-    return parent, names[-1], standing
-
-
-def _check_not_inside(plan: _Plan, moved: Node, to_parent: int) -> None:
-    number = to_parent
-    while moved.is_directory and number != ROOT_NUMBER:
-        if number == moved.number:
-            raise Conflict("a folder cannot be moved into itself")
-        row = plan.ledger._one(
-            "SELECT parent FROM links WHERE store = ? AND inode = ?", plan.store.store_number, number
-        )
-        if row is None or not isinstance(row[0], int):
-            return
-        number = row[0]
-
-
-def make_directory(
-    ledger: Ledger, id_: feed_pb2.OperationId, request: control_pb2.MakeDirectory, actor: str
-) -> feed_pb2.Position:
+def plan_directory(ledger: Ledger, id_: Id, request: control_pb2.MakeDirectory, actor: str, *, now: float) -> Plan:
     """Make a folder; with `parents` those on the way too, and one that is there is fine. Raises: Conflict, NotFound."""
     with ledger.change():
-        if (before := _done_before(ledger, id_)) is not None:
-            return before
-        plan, names = _plan(ledger, request.path, request.owner, actor)
-        if names and not request.parents:
+        plan, names = _begin(ledger, request.path, request.owner, id_, actor, now)
+        if not request.parents:
             parent = plan.directory(names[:-1], make=False)
-            if plan.child(parent, names[-1]) is not None:
-                raise Conflict(f"{request.path.decode(errors='replace')} is there already")
-        elif not names and not request.parents:
-            raise Conflict(f"{request.path.decode(errors='replace')} is there already")
+            if not names or plan.child(parent, names[-1]) is not None:
+                raise Conflict(f"{shown_path(request.path)} is there already")
         plan.directory(names, make=True)
-        if not plan.operations:
-            return ledger.heads()[plan.store.feed_id]
-        return _commit(plan, id_)
+        return plan.plan()
+
+
+def plan_copy(ledger: Ledger, id_: Id, request: control_pb2.CopyPath, actor: str, *, now: float) -> Plan:
+    """Copy within one DataStore: names and attributes are new, contents are shared; no byte is moved.
+
+    Raises: Conflict, NotFound, Refused, Unreachable (no numbers).
+    """
+    with ledger.change():
+        plan, _, name, source, to_names = _both_ends(ledger, request, id_, actor, now)
+        to_parent, to_name, standing = plan.destination(to_names, name)
+        if source.is_directory and not request.recursive:
+            raise Refused(f"{shown_path(request.source)} is a folder", "copy it with cp -r")
+        plan.not_inside(source, to_parent)
+        if standing is None:
+            _copy_new(plan, source, to_parent, to_name)
+        elif stat.S_ISREG(standing.mode) and stat.S_ISREG(source.mode) and standing.number != source.number:
+            change = feed_pb2.SetContent(
+                inode=standing.number, content=content_of(ledger, source), mtime_nanoseconds=source.mtime_ns
+            )
+            plan.add(set_content=change, expectations=[expected_content(ledger, standing)])
+        else:
+            raise Conflict(f"{shown_path(request.destination)} is there already", "remove it first")
+        return plan.plan()
+
+
+def _copy_new(plan: Planner, source: Node, parent: int, name: bytes) -> None:
+    """A node and everything below, under a free name."""
+    waiting = [(source, parent, name)]
+    while waiting:
+        node, to_parent, to_name = waiting.pop()
+        more: dict[str, object] = {"uid": node.uid, "gid": node.gid, "mtime_nanoseconds": node.mtime_ns}
+        if stat.S_ISREG(node.mode):
+            more["content"] = content_of(plan.ledger, node)
+        if node.symlink_target is not None:
+            more["symlink_target"] = node.symlink_target
+        number = plan.create(to_parent, to_name, node.mode, **more)
+        for xattr, value in plan.ledger.xattrs(node.ino).items():
+            plan.add(set_xattr=feed_pb2.SetXattr(inode=number, name=xattr, value=value))
+        if node.is_directory:
+            waiting += [(child, number, child_name) for child_name, child in plan.children(node)]
+
+
+def content_of(ledger: Ledger, node: Node) -> feed_pb2.Content:
+    """A file's content, for another file to have too."""
+    content = ledger.content(node)
+    if isinstance(content, Inline):
+        return feed_pb2.Content(size_bytes=len(content.data), inline=content.data)
+    return feed_pb2.Content(
+        size_bytes=content.size_bytes,
+        version_id=content.version_id,
+        key_pages=content.key_pages,
+        key_name=content.key_name,
+    )
+
+
+def commit_plan(ledger: Ledger, plan: Plan, *, now: float, members: Sequence[str] = ()) -> feed_pb2.Position:
+    """Do a plan of an own DataStore; the position of its entry. `members`: who shall hold a version it brings.
+
+    Raises: Conflict (somebody was faster), Refused.
+    """
+    if not plan.staged:
+        return ledger.heads()[plan.store.feed_id]
+    with ledger.change():
+        outcomes, position = commit_operations(
+            ledger,
+            plan.store.feed_id,
+            plan.staged,
+            actor_domain=ledger.own_domain,
+            now=now,
+            exact=True,
+            choose_members=lambda store, version, size, writer: list(members) or [writer],
+        )
+        for outcome in outcomes:
+            if outcome.outcome == submit_pb2.MISSED:
+                raise Conflict(outcome.reason, "look at it and try again")
+            if outcome.outcome != submit_pb2.APPLIED:
+                raise Refused(outcome.reason)
+        if position is None:
+            raise Misconfigured("a change was committed and stands in no entry")
+        return position
+
+
+def done_before(ledger: Ledger, id_: Id) -> feed_pb2.Position | None:
+    """The entry that carries a request already."""
+    return committed_at(ledger, Id(writer=ledger.own_domain, random=id_.random))

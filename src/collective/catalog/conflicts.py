@@ -13,33 +13,19 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
+from collective.catalog.naming import conflict_name
 from collective.catalog.numbers import take_number
 from collective.catalog.obstacles import Obstacle, Trouble, View, token_of
 from collective.catalog.tree import ROOT_NUMBER
 from collective.wire import feed_pb2
 
-__all__ = ["Kept", "Repair", "conflict_name"]
+__all__ = ["Kept", "Repair"]
 
-MAX_NAME_BYTES = 255
 MAX_WALK = 1024
-_LAST_DAY_SECONDS = 253_402_300_799  # 9999-12-31
-
-
-def conflict_name(name: bytes, writer: str, time_ns: int, random: bytes, digits: int = 4) -> bytes:
-    """`name (conflict bob 2026-11-22 1f3a).ext`, at most 255 bytes: the stem gives way."""
-    seconds = min(max(time_ns // 1_000_000_000, 0), _LAST_DAY_SECONDS)
-    day = datetime.fromtimestamp(seconds, UTC).date().isoformat()
-    mark = f" (conflict {writer.split('.')[0]} {day} {random.hex()[:digits]})".encode()
-    dot = name.rfind(b".")
-    stem, extension = (name[:dot], name[dot:]) if dot > 0 and len(name) - dot <= 32 else (name, b"")
-    room = MAX_NAME_BYTES - len(mark) - len(extension)
-    if len(stem) > room:
-        stem = stem[:room].decode(errors="ignore").encode() or stem[:room]
-    return stem + mark + extension
+DETOUR_SECONDS = 365 * 86_400
 
 
 @dataclass(frozen=True)
@@ -135,14 +121,24 @@ class Repair:
                     "DELETE FROM inode_detours WHERE feed_id = ? AND writer = ? AND inode = ? AND content = ?",
                     (*key, forget),
                 )
-            connection.execute("INSERT OR REPLACE INTO inode_detours VALUES (?, ?, ?, ?, ?)", (*key, content, to))
+            connection.execute(
+                "INSERT OR REPLACE INTO inode_detours VALUES (?, ?, ?, ?, ?, ?)",
+                (*key, content, to, int(self._now * 1000)),
+            )
 
     def _add_name_detour(self, parent: int, name: bytes, inode: int, to: tuple[int, bytes]) -> None:
         with self._ledger.change() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO name_detours VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (self._view.store.feed_id, self._writer, parent, name, inode, *to),
+                "INSERT OR REPLACE INTO name_detours VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (self._view.store.feed_id, self._writer, parent, name, inode, *to, int(self._now * 1000)),
             )
+
+    def forget_old_detours(self) -> None:
+        """A writer that comes back after so long finds one more conflict file, and nothing is missing."""
+        before_ms = int((self._now - DETOUR_SECONDS) * 1000)
+        with self._ledger.change() as connection:
+            for table in ("name_detours", "inode_detours"):
+                connection.execute(f"DELETE FROM {table} WHERE at_ms < ?", (before_ms,))
 
     # ------------------------------------------------------------ repairs
 

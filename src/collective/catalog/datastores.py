@@ -8,7 +8,9 @@ from collective.catalog import keyring
 from collective.catalog.entry import key_name_of, seal_sub_path
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
+from collective.catalog.numbers import BLOCK_COUNT, add_numbers
 from collective.catalog.permissions import path_covers
+from collective.catalog.tree import ROOT_NUMBER
 from collective.core.address import parse_pattern, validate_name
 from collective.core.errors import Conflict, Misconfigured, NotFound, Refused
 from collective.wire import feed_pb2
@@ -59,7 +61,9 @@ def create_datastore(ledger: Ledger, path: bytes, strategy: int, replicas: int, 
             ]
         )
         keyring.keep_key(ledger, feed_id, key)
-        ledger.append_store(feed_id, start=ledger.store_start())
+        block = feed_pb2.NumberLease(member_domain=ledger.own_domain, first=ROOT_NUMBER + 1, count=BLOCK_COUNT)
+        ledger.append_store(feed_id, start=ledger.store_start(), leases=[block])
+        add_numbers(ledger, feed_id, range(block.first, block.first + block.count))
         return ledger.store(feed_id)
 
 
@@ -154,7 +158,7 @@ def grant(
         granted_by=granted_by,
     )
     ledger.append_member([feed_pb2.MemberOperation(id=operation_id(ledger), grant=made)])
-    return made
+    return next(grant for grant in ledger.grants(covered[0].feed_id) if grant.id == made.id)
 
 
 def _sealed_folder(ledger: Ledger, path: bytes, rights: list[int]) -> tuple[DataStore, bytes]:

@@ -27,6 +27,12 @@ from collective.wire import feed_pb2
 __all__ = ["Counters", "Facts", "as_bytes", "as_int"]
 
 
+_COUNTERS = (
+    "SELECT (SELECT value FROM meta WHERE key = 'changes'), (SELECT value FROM meta WHERE key = 'joined'),"
+    " (SELECT value FROM meta WHERE key = 'staged')"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Counters:
     """Each grows when what it is named after changed: anything, the make-up of the joined tree, staged work."""
@@ -81,8 +87,7 @@ class Facts:
 
     def counters(self) -> Counters:
         """What moved, in one look."""
-        told = {str(key): as_int(value) for key, value in self._all("SELECT key, value FROM meta")}
-        return Counters(told["changes"], told["joined"], told["staged"])
+        return Counters(*self._all(_COUNTERS)[0])  # type: ignore[arg-type]  # integers by the table's type
 
     def change_counter(self) -> int:
         """Grows with every applied entry and with every change that is staged here."""
@@ -159,9 +164,18 @@ class Facts:
         return store
 
     def grants(self, store_id: bytes) -> list[feed_pb2.Grant]:
-        """The grants that count for a DataStore, ended ones included."""
+        """The grants that count for a DataStore, ended ones included; for people.
+
+        A grant on a folder inside shows that folder's path where this home can open it.
+        """
         store = self.store(store_id)
-        return [grant for grant in self._grants_of(store.owner) if path_covers(grant.path, store.path)]
+        counting = [grant for grant in self._grants_of(store.owner) if path_covers(grant.path, store.path)]
+        for grant in counting:
+            folder = self.open_sub_path(store_id, grant.sealed_sub_path) if grant.sealed_sub_path else None
+            if folder is not None:
+                grant.path = store.path + b"/" + folder
+                grant.sealed_sub_path = b""
+        return counting
 
     def _grants_of(self, owner: str) -> list[feed_pb2.Grant]:
         rows = self._all("SELECT grant_ FROM grants WHERE owner = ? ORDER BY seq, id", owner)

@@ -91,9 +91,6 @@ class InodeTables:
                 self._writer, self._change, self._actor, content.provisional,
             ),
         )  # fmt: skip
-        self._sql.execute(
-            "UPDATE store_numbers SET next_number = max(next_number, ?) WHERE store = ?", (number + 1, self._store)
-        )
 
     def update(self, number: int, changes: dict[str, int]) -> None:
         assignments = ", ".join(f"{column} = ?" for column in changes)

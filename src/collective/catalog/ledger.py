@@ -115,6 +115,11 @@ class Ledger(Receiver):
         doubts = self.doubts()
         return feed_id in doubts or waking.ALL_FEEDS in doubts
 
+    def check_not_in_doubt(self, feed_id: bytes) -> None:
+        """Raises: Misconfigured, saying whom an own feed in doubt waits for and what mends it."""
+        if self.is_in_doubt(feed_id):
+            raise waking.refusal(self, feed_id)
+
     def is_doubtful(self) -> bool:
         """Whether the own member feed is in doubt, or not even here; then nothing is stated or granted."""
         doubts = self.doubts()
@@ -290,8 +295,7 @@ class Ledger(Receiver):
         store_key: bytes = b"",
         previous: feed_pb2.Position | None = None,
     ) -> feed_pb2.Position:
-        if self.is_in_doubt(feed_id):
-            raise waking.refusal(self, feed_id)
+        self.check_not_in_doubt(feed_id)
         with self.change() as connection:
             feed = self._feed(feed_id)
             if feed is not None and feed.forked:

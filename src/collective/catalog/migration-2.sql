@@ -66,6 +66,7 @@ CREATE TABLE staged (
     random BLOB NOT NULL,
     state TEXT NOT NULL,                     -- waiting, sent, done, refused
     reason TEXT NOT NULL DEFAULT '',
+    shown INTEGER NOT NULL DEFAULT 1,        -- 0: refused, and nothing would be lost by not showing it
     since_ms INTEGER NOT NULL,
     size_bytes INTEGER NOT NULL,
     version_id BLOB,
@@ -84,6 +85,7 @@ CREATE TABLE name_detours (
     inode INTEGER NOT NULL,
     to_parent INTEGER NOT NULL,
     to_name BLOB NOT NULL,
+    at_ms INTEGER NOT NULL,
     PRIMARY KEY (feed_id, writer, parent, name, inode)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE inode_detours (
@@ -92,6 +94,7 @@ CREATE TABLE inode_detours (
     inode INTEGER NOT NULL,
     content BLOB NOT NULL,                   -- of the conflict file, as an expectation names it; empty: whatever it is
     to_inode INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
     PRIMARY KEY (feed_id, writer, inode, content)
 ) STRICT, WITHOUT ROWID;
 

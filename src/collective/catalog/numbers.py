@@ -41,22 +41,24 @@ def lease_numbers(ledger: Ledger, store_id: bytes, domain: str, count: int) -> r
 
 
 def _check_use(ledger: Ledger, store: int, domain: str) -> None:
-    rows = ledger._all(
-        "SELECT first, count FROM number_leases WHERE store = ? AND domain = ? ORDER BY first DESC LIMIT ?",
-        store, domain, MAX_UNUSED_BLOCKS,
-    )  # fmt: skip
-    if len(rows) < MAX_UNUSED_BLOCKS:
+    blocks = leased_to(ledger, store, domain)[-MAX_UNUSED_BLOCKS:]
+    if len(blocks) < MAX_UNUSED_BLOCKS:
         return
-    used = ledger._one(
-        "SELECT 1 FROM inodes WHERE store = ? AND number >= ? AND creator = ? LIMIT 1", store, rows[-1][0], domain
-    )
-    if used is None:
-        raise Full(f"{domain} has leased {MAX_UNUSED_BLOCKS} blocks of inode numbers and used none of them")
+    for block in reversed(blocks):
+        for query in (
+            "SELECT 1 FROM inodes WHERE store = ? AND number BETWEEN ? AND ? LIMIT 1",
+            "SELECT 1 FROM gone WHERE store = ? AND inode BETWEEN ? AND ? LIMIT 1",
+        ):
+            if ledger._one(query, store, block.start, block.stop - 1) is not None:
+                return
+    raise Full(f"{domain} has leased {MAX_UNUSED_BLOCKS} blocks of inode numbers and used none of them")
 
 
 def leased_to(ledger: Ledger, store: int, domain: str) -> list[range]:
-    """The blocks that a member holds."""
-    rows = ledger._all("SELECT first, count FROM number_leases WHERE store = ? AND domain = ?", store, domain)
+    """The blocks that a member holds, the oldest first."""
+    rows = ledger._all(
+        "SELECT first, count FROM number_leases WHERE store = ? AND domain = ? ORDER BY first", store, domain
+    )
     return [range(as_int(first), as_int(first) + as_int(count)) for first, count in rows]
 
 

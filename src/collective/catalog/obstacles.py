@@ -21,7 +21,7 @@ from collective.catalog.tree import MAX_DEPTH, MAX_NUMBER, RENAME_EXCHANGE, RENA
 from collective.core.errors import NotFound
 from collective.wire import feed_pb2
 
-__all__ = ["Obstacle", "Trouble", "View", "content_token", "find_obstacle", "token_of"]
+__all__ = ["Obstacle", "Trouble", "View", "content_token", "find_obstacle", "numbers_of", "token_of"]
 
 _NUMBER_MASK = (1 << NUMBER_BITS) - 1
 
@@ -91,6 +91,15 @@ def content_token(view: View, node: Node) -> bytes:
     """What an expectation names the node's content by."""
     content = view.overlay.content(node)
     return blake3(content.data).digest() if isinstance(content, Inline) else content.version_id
+
+
+def numbers_of(operation: feed_pb2.TreeOperation) -> list[int]:
+    """Every inode number that an operation names."""
+    change = operation.WhichOneof("change")
+    named = [getattr(operation, change)] if change is not None else []
+    named += [one.link if one.HasField("link") else one.content for one in operation.expectations]
+    fields = ("inode", "parent", "from_parent", "to_parent", "replaced_inode")
+    return [getattr(one, field) for one in named for field in fields if hasattr(one, field)]
 
 
 class Trouble(Enum):

@@ -150,7 +150,7 @@ class Overlay:
     def get(self, ino: int) -> Node:
         override = self._nodes.get(ino)
         if override is not None:
-            return override.node if override.node is not None else self._orphan(ino)
+            return override.node or self.standing_again(ino) or self._orphan(ino)
         try:
             node = self._base.get(ino)
         except NotFound:
@@ -158,6 +158,23 @@ class Overlay:
         if ino in self._kept:
             self._kept[ino].node = node
         return node
+
+    def standing_again(self, ino: int) -> Node | None:
+        """An inode that was removed here, when the base came to give it a name that nobody removed here."""
+        place = self._base.place_of(ino)
+        if place is None:
+            return None
+        names = self._names.get(place[0])
+        if names is not None and place[1] in names.by_name:
+            return None
+        try:
+            return self._base.get(ino)
+        except NotFound:
+            return None
+
+    def _is_gone(self, ino: int) -> bool:
+        override = self._nodes.get(ino)
+        return override is not None and override.node is None and self.standing_again(ino) is None
 
     def lookup(self, parent_ino: int, name: bytes) -> Node:
         names = self._names.get(parent_ino)
@@ -176,19 +193,25 @@ class Overlay:
         while len(found) < limit:
             page = [] if ino in self._fresh else self._base.list(ino, after, limit)
             last = page[-1][0] if len(page) >= limit else None
-            found += self._merged(page, names, after, last)
+            found += self._merged(page, names, after, last, limit)
             if last is None:
                 break
             after = last
         return found[:limit]
 
     def _merged(
-        self, page: Sequence[tuple[bytes, Node]], names: Names | None, after: bytes, last: bytes | None
+        self, page: Sequence[tuple[bytes, Node]], names: Names | None, after: bytes, last: bytes | None, limit: int
     ) -> builtins.list[tuple[bytes, Node]]:
+        """What a page of the base shows with the names above `after` and up to `last` that were changed here.
+
+        Of those that were given here the first `limit`: no more can come into the page.
+        """
         overridden = names.by_name if names is not None else {}
         merged = [(name, self._shown(node)) for name, node in page if name not in overridden]
         added = 0
         for name in names.between(after, last) if names is not None else ():
+            if added == limit:
+                break
             child = overridden[name].child
             if not child:
                 continue
@@ -211,7 +234,7 @@ class Overlay:
             return override.content
         kept = self._kept.get(node.ino)
         try:
-            if override is not None and override.node is None:
+            if self._is_gone(node.ino):
                 raise NotFound("there is no such file any more")
             content = self._base.content(node)
         except NotFound:
@@ -223,9 +246,8 @@ class Overlay:
         return content
 
     def xattrs(self, ino: int) -> Mapping[bytes, bytes]:
-        override = self._nodes.get(ino)
         try:
-            if override is not None and override.node is None:
+            if self._is_gone(ino):
                 raise NotFound("there is no such file any more")
             shown = {} if ino in self._fresh else dict(self._base.xattrs(ino))
         except NotFound:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -91,13 +92,14 @@ class Names:
         if self.order is not None:
             del self.order[bisect.bisect_left(self.order, name)]
 
-    def between(self, after: bytes, last: bytes | None) -> list[bytes]:
+    def between(self, after: bytes, last: bytes | None) -> Iterator[bytes]:
         """Names above `after`, up to `last`, in order."""
         if self.order is None:
             self.order = sorted(self.by_name)
         start = bisect.bisect_right(self.order, after)
         end = len(self.order) if last is None else bisect.bisect_right(self.order, last)
-        return self.order[start:end]
+        order = self.order
+        return (order[index] for index in range(start, end))
 
 
 class StoreState:
@@ -125,7 +127,7 @@ class StoreState:
         ino = self._ino(number)
         override = self._overlay._nodes.get(ino)
         if override is not None:
-            return override.node
+            return override.node or self._overlay.standing_again(ino)
         try:
             return self._overlay._base.get(ino)
         except NotFound:
@@ -171,6 +173,8 @@ class StoreState:
         override = self._overlay._nodes.get(ino)
         if override is None:
             override = self._overlay._nodes[ino] = NodeOverride(ino=ino, node=self._node(number))
+        elif override.node is None:
+            override.node = self._overlay.standing_again(ino)
         self._touch(override)
         return override
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from collective.catalog.applied import AppliedTree
 from collective.catalog.facts import as_bytes, as_int
-from collective.catalog.models import Inline, Node, VersionReference
-from collective.catalog.namespace import NUMBER_BITS
+from collective.catalog.models import DataStore, Inline, Node, VersionReference
+from collective.catalog.namespace import NUMBER_BITS, Joined
+from collective.catalog.naming import conflict_name
 from collective.catalog.overlay import Base, Overlay
 from collective.core.errors import NotFound
 from collective.wire import feed_pb2, submit_pb2
@@ -39,66 +40,73 @@ class Reader(AppliedTree):
 
     def get(self, ino: int) -> Node:
         """Raises: NotFound."""
-        if self._has_staged(ino):
-            with self._staged_lock:
-                return self._overlay.get(ino)
-        return super().get(ino)
+        joined = self._unless_staged(ino)
+        if joined is not None:
+            return self._get(joined, ino)
+        with self._staged_lock:
+            return self._overlay.get(ino)
 
     def lookup(self, parent_ino: int, name: bytes) -> Node:
         """Raises: NotFound; Refused below a DataStore that is not readable here."""
-        if self._has_staged(parent_ino):
-            with self._staged_lock:
-                return self._overlay.lookup(parent_ino, name)
-        return super().lookup(parent_ino, name)
+        joined = self._unless_staged(parent_ino)
+        if joined is not None:
+            return self._lookup(joined, parent_ino, name)
+        with self._staged_lock:
+            return self._overlay.lookup(parent_ino, name)
 
     def list(self, ino: int, after: bytes = b"", limit: int = 1000) -> builtins.list[tuple[bytes, Node]]:
         """A page of a directory: names above `after` in byte order. Raises: NotFound, Refused."""
-        if self._has_staged(ino):
-            with self._staged_lock:
-                return self._overlay.list(ino, after, limit)
-        return super().list(ino, after, limit)
+        joined = self._unless_staged(ino)
+        if joined is not None:
+            return self._list(joined, ino, after, limit)
+        with self._staged_lock:
+            return self._overlay.list(ino, after, limit)
 
     def content(self, node: Node) -> Inline | VersionReference:
         """Where a file's content is. Raises: NotFound."""
-        if self._has_staged(node.ino):
-            with self._staged_lock:
-                return self._overlay.content(node)
-        return super().content(node)
+        if self._unless_staged(node.ino) is not None:
+            return super().content(node)
+        with self._staged_lock:
+            return self._overlay.content(node)
 
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """The extended attributes of an inode. Raises: NotFound."""
-        if self._has_staged(ino):
-            with self._staged_lock:
-                return dict(self._overlay.xattrs(ino))
-        return super().xattrs(ino)
+        if self._unless_staged(ino) is not None:
+            return super().xattrs(ino)
+        with self._staged_lock:
+            return dict(self._overlay.xattrs(ino))
 
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         """(ino of the directory, name) of an inode, one of them; None of a DataStore's root and of what is gone."""
-        if self._has_staged(ino):
-            with self._staged_lock:
-                return self._overlay.place_of(ino)
-        return super().place_of(ino)
+        if self._unless_staged(ino) is not None:
+            return super().place_of(ino)
+        with self._staged_lock:
+            return self._overlay.place_of(ino)
 
     def applied(self) -> Base:
-        """The tree without what is staged, for an overlay to stand on."""
-        return _Applied(self)
+        """The tree without what is staged, as it stands while a change lasts; for an overlay to stand on."""
+        return _Still(self)
 
     # ------------------------------------------------------------ what is staged
 
-    def _has_staged(self, ino: int) -> bool:
-        """Whether an ino lies in a DataStore with staged changes; the overlay is up to date then."""
-        counter = self.counters().staged
-        if counter != self._staged_seen:
+    def _unless_staged(self, ino: int) -> Joined | None:
+        """The joined tree; None where the ino's DataStore has staged changes (the overlay is up to date then)."""
+        counters = self.counters()
+        if counters.staged != self._staged_seen:
             with self._staged_lock:
-                self._look_at_staged(counter)
-        return ino >> NUMBER_BITS in self._staged_prefixes
+                self._look_at_staged(counters.staged)
+        if ino >> NUMBER_BITS in self._staged_prefixes:
+            return None
+        return self._namespace_at(counters.joined)
 
     def _look_at_staged(self, counter: int) -> None:
         """Settle the rows that went, lay on the ones that came. A look that a change overtakes is looked at again."""
         last = max(self._staged_rows, default=0)
-        left = self._one("SELECT count(*) FROM staged WHERE number <= ?", last)
+        left = self._one("SELECT count(*) FROM staged WHERE number <= ? AND shown", last)
         if left != (len(self._staged_rows),):
-            there = {as_int(number) for (number,) in self._all("SELECT number FROM staged WHERE number <= ?", last)}
+            there = {
+                as_int(number) for (number,) in self._all("SELECT number FROM staged WHERE number <= ? AND shown", last)
+            }
             went = [number for number in self._staged_rows if number not in there]
             self._overlay.settle(went)
             for row in went:
@@ -108,7 +116,8 @@ class Reader(AppliedTree):
         known = self._known_stores(self.counters().joined)
         last = max(self._staged_rows, default=0)
         while rows := self._all(
-            "SELECT number, feed_id, since_ms, operation FROM staged WHERE number > ? ORDER BY number LIMIT ?",
+            "SELECT number, feed_id, since_ms, operation FROM staged WHERE number > ? AND shown ORDER BY number"
+            " LIMIT ?",
             last, ROWS_PER_LOOK,
         ):  # fmt: skip
             for number, feed_id, since, raw in rows:
@@ -117,10 +126,19 @@ class Reader(AppliedTree):
                 self._staged_rows[last] = NOT_SHOWN
                 if store is not None and store.readable:
                     operation = submit_pb2.StagedOperation.FromString(as_bytes(raw)).operation
-                    self._overlay.apply(last, store, operation, as_int(since) * 1_000_000)
+                    self._lay_on(last, store, operation, as_int(since) * 1_000_000)
                     self._staged_rows[last] = store.inode_prefix
         self._staged_prefixes = frozenset(self._staged_rows.values()) - {NOT_SHOWN}
         self._staged_seen = counter
+
+    def _lay_on(self, number: int, store: DataStore, operation: feed_pb2.TreeOperation, time_ns: int) -> None:
+        """What cannot stand under its name shows under the one the owner will give it; what makes no sense, not."""
+        if self._overlay.apply(number, store, operation, time_ns) and operation.HasField("create"):
+            id_ = operation.id
+            operation.create.name = conflict_name(
+                operation.create.name, id_.writer, operation.time_nanoseconds or time_ns, id_.random
+            )
+            self._overlay.apply(number, store, operation, time_ns)
 
     def _forget_staged(self) -> None:
         """Build the overlay anew at the next look: a row was discarded, or what was seen was rolled back."""
@@ -179,3 +197,35 @@ class _Applied:
 
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         return AppliedTree.place_of(self._tree, ino)
+
+
+class _Still(_Applied):
+    """The applied tree while nobody changes it: every name and inode is looked up once."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__(reader)
+        self._nodes: dict[int, Node | None] = {}
+        self._names: dict[tuple[int, bytes], Node | None] = {}
+
+    def get(self, ino: int) -> Node:
+        if ino not in self._nodes:
+            try:
+                self._nodes[ino] = super().get(ino)
+            except NotFound:
+                self._nodes[ino] = None
+        return _present(self._nodes[ino])
+
+    def lookup(self, parent_ino: int, name: bytes) -> Node:
+        key = parent_ino, name
+        if key not in self._names:
+            try:
+                self._names[key] = super().lookup(parent_ino, name)
+            except NotFound:
+                self._names[key] = None
+        return _present(self._names[key])
+
+
+def _present(node: Node | None) -> Node:
+    if node is None:
+        raise NotFound("there is no such file any more")
+    return node

@@ -18,10 +18,11 @@ from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.numbers import leased_to
-from collective.catalog.obstacles import View, find_obstacle
+from collective.catalog.obstacles import View, find_obstacle, numbers_of
 from collective.catalog.overlay import Overlay
 from collective.catalog.placements import put_pages
 from collective.catalog.rights import WritersRights
+from collective.catalog.tree import MAX_NUMBER
 from collective.core.errors import NotFound, Refused
 from collective.core.layout import MAX_CHUNK_SIZE_BYTES, VersionLayout, sealed_size
 from collective.core.sizes import KIB
@@ -43,6 +44,7 @@ ChooseMembers = Callable[[DataStore, bytes, int, str], Sequence[str]]
 MAX_ENTRY_CHANGES = 1000  # of an entry's 1,024 operations …
 MAX_ENTRY_CHANGE_BYTES = 900 * KIB  # … and of its 1 MiB
 ID_BYTES = 16
+MAX_CONFLICTS = 10_000  # that are remembered for the report
 MAX_REPAIRS = 4  # content, then folder, then name: no change needs more
 
 Outcome = submit_pb2.OperationOutcome
@@ -86,6 +88,7 @@ def commit_operations(
         store = ledger.store(store_id)
         if store.owner != ledger.own_domain:
             raise Refused(f"{store.owner} orders the changes of that DataStore")
+        ledger.check_not_in_doubt(store_id)
         batch = Batch(ledger, store, actor_domain, now, exact, choose_members)
         outcomes = [batch.take(one) for one in staged]
         return outcomes, batch.append()
@@ -93,6 +96,8 @@ def commit_operations(
 
 def committed_at(ledger: Ledger, id_: feed_pb2.OperationId) -> feed_pb2.Position | None:
     """The entry that carries an operation already."""
+    if ledger._one("SELECT 1 FROM operations WHERE writer = ? AND random = ?", id_.writer, id_.random) is None:
+        return None
     row = ledger._one(
         "SELECT f.epoch_number, f.epoch_id, o.seq, coalesce(e.hash, x'') FROM operations o"
         " JOIN feeds f ON f.id = o.feed LEFT JOIN entries e ON e.feed = o.feed AND e.seq = o.seq"
@@ -146,6 +151,7 @@ class Batch:
         self._pages: dict[bytes, bytes] = {}
         self._absorbed: feed_pb2.Position | None = None
         self._here: set[bytes] = set()
+        self._had_conflicts = False
 
     # ------------------------------------------------------------ one change
 
@@ -154,6 +160,8 @@ class Batch:
         id_ = staged.operation.id
         if id_.writer != self._domain or len(id_.random) != ID_BYTES:
             return _refused("a change carries the id of another writer", errno.EACCES)
+        if any(number >= MAX_NUMBER for number in numbers_of(staged.operation)):
+            return _refused("a number that no inode can have", errno.EINVAL)
         if id_.random in self._here:
             return Outcome(outcome=submit_pb2.APPLIED)
         position = committed_at(self._ledger, id_)
@@ -257,6 +265,8 @@ class Batch:
     def append(self) -> feed_pb2.Position | None:
         """Append what was taken up; the position of the last entry that carries one of the changes."""
         position = self._absorbed
+        if self._had_conflicts:
+            self._forget_old()
         if self._pages:
             put_pages(self._ledger, self._pages)
         foreign = self._domain != self._store.owner
@@ -283,6 +293,15 @@ class Batch:
                     path + b"/" + kept.name if path else kept.name, kept.name, kept.reason,
                 ),
             )  # fmt: skip
+        self._had_conflicts = True
+
+    def _forget_old(self) -> None:
+        """With new conflicts the oldest reports go, and what led their writers' later changes around them."""
+        with self._ledger.change() as connection:
+            connection.execute(
+                "DELETE FROM conflicts WHERE number <= (SELECT max(number) FROM conflicts) - ?", (MAX_CONFLICTS,)
+            )
+        self._repair.forget_old_detours()
 
     def _told_before(self, id_: feed_pb2.OperationId) -> Outcome:
         row = self._ledger._one(
