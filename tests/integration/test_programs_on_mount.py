@@ -137,7 +137,7 @@ def test_copies(alice: Home, folder: Path, tmp_path: Path) -> None:
     os.utime(source / "deep" / "2.nfo", ns=(1_600_000_000_123_456_789, 1_500_000_000_987_654_321))
     run("rsync", "-aH", f"{source}/", folder / "synced")
     assert run("rsync", "-aHnci", f"{source}/", folder / "synced") == ""
-    run("tar", "-C", source, "-cf", folder / "all.tar", ".")
+    run("tar", "-C", source, "--format=posix", "-cf", folder / "all.tar", ".")
     (folder / "untarred").mkdir()
     run("tar", "-C", folder / "untarred", "-xf", folder / "all.tar")
     run("cp", "-a", folder / "untarred", folder / "copied")
