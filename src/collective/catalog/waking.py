@@ -13,6 +13,7 @@ Source: the rule was found by a model; with anything less acknowledged writes we
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from collective.catalog.facts import as_bytes
@@ -78,9 +79,16 @@ def _others(ledger: Ledger) -> set[str]:
 
 
 def _excused(ledger: Ledger) -> set[str]:
-    """Members named by whoever started this home: by domain, identity or first label."""
+    """Members named by whoever started this home: by domain, identity, or a first label that one member alone has."""
     words = ledger.hearing.excused
-    return {domain for domain in _others(ledger) if words & {domain, member_identity(domain), domain.split(".", 1)[0]}}
+    others = _others(ledger)
+    labels = Counter(domain.split(".", 1)[0] for domain in others)
+    return {
+        domain
+        for domain in others
+        if words & {domain, member_identity(domain)}
+        or (domain.split(".", 1)[0] in words and labels[domain.split(".", 1)[0]] == 1)
+    }
 
 
 def refusal(ledger: Ledger, feed_id: bytes) -> Misconfigured:
