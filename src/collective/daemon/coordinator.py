@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -14,12 +13,13 @@ from collective.catalog import Catalog
 from collective.chunks import derive_store_secret
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Misconfigured
+from collective.core.errors import Misconfigured
 from collective.core.observe import Observer
 from collective.daemon.config import CoordinatorConfig, unbuilt_keys
 from collective.daemon.home import Home
 from collective.daemon.runtime import Writer, ready
 from collective.daemon.supervise import NodeChild
+from collective.daemon.tending import Tending, pledge
 from collective.health import StatusDesk, status_rows
 from collective.identity import Level, TrustStore, load_certificate
 from collective.net.channels import Channels
@@ -31,7 +31,7 @@ from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
 from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.peers import PeerBook
-from collective.transfer.placing import ChooseMembers, member_chooser, place_again
+from collective.transfer.placing import ChooseMembers, member_chooser
 from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_events import event_handlers
@@ -43,8 +43,6 @@ from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
 
-TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
-NODE_STATUS_SECONDS = 10.0
 NODE_START_SECONDS = 20.0
 STOP_GRACE_SECONDS = 2.0
 DIAL_TIMEOUT_SECONDS = 5.0
@@ -166,7 +164,7 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
 
     told_bytes = settings.storage_bytes if settings else config.coordinator.storage_capacity
     copy_desk = CopyDesk(
-        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: _pledge(nodes, told_bytes), writer
+        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: pledge(nodes, told_bytes), writer
     )
     federation = FederationDesk(
         catalog=catalog,
@@ -293,11 +291,12 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
                     f"its log says why: {parts.home.path / 'node.log'}",
                 )
             await parts.nodes.refresh()
-        await _make_configured_datastores(parts)
-        await _update_card(parts, settings)
+        tending = _tending(parts, settings)
+        await tending.make_datastores(parts.config.datastores)
+        await tending.update_card()
         tasks.append(group.create_task(parts.sync.run(), name="sync"))
-        tasks.append(group.create_task(_every_change(parts, settings), name="background"))
-        tasks.append(group.create_task(_make_copies(parts), name="copies"))
+        tasks.append(group.create_task(tending.every_change(), name="background"))
+        tasks.append(group.create_task(tending.make_copies(), name="copies"))
         tasks.append(group.create_task(parts.hand_over.run(), name="hand over"))
         tasks.append(group.create_task(parts.snapshots.run(), name="snapshots"))
         ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
@@ -312,99 +311,17 @@ def _node_arguments(parts: Parts, settings: CoordinatorSettings, grpc_address: s
     return [*arguments, "--lane", settings.node_lane]
 
 
-async def _every_change(parts: Parts, settings: CoordinatorSettings) -> None:
-    """Background work: each room's tick, at every change and at least every few ticks."""
-    status_due = 0.0
-    counter = -1
-    while True:
-        now = parts.clock.monotonic()
-        if now >= status_due:
-            status_due = now + NODE_STATUS_SECONDS
-            await _guarded(parts, "nodes", parts.nodes.refresh)
-            await _guarded(parts, "card", lambda: _update_card(parts, settings))
-            await _guarded(parts, "datastores", lambda: _make_configured_datastores(parts))
-        await _guarded(parts, "tend", lambda: _tend(parts))
-        counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
-
-
-async def _make_copies(parts: Parts) -> None:
-    """Copies in a loop of their own: a large one takes hours and must not hold up keys and grants."""
-    counter = -1
-    while True:
-        await _guarded(parts, "copies", lambda: parts.copies.tick(parts.clock.monotonic()))
-        counter = await parts.bell.wait_past(max(counter, parts.catalog.change_counter()), TICK_SECONDS)
-
-
-async def _guarded(parts: Parts, what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """A failed round of background work is told and tried again; it does not end the coordinator."""
-    try:
-        await work()
-    except CollectiveError as error:
-        parts.observer.event("background.failed", what=what, reason=error.message)
-    except Exception as error:
-        parts.observer.event("background.unexpected", what=what, error=f"{type(error).__name__}: {error}")
-
-
-async def _tend(parts: Parts) -> None:
-    def care() -> bool:
-        changed = parts.catalog.tend(parts.clock.wall())
-        return place_again(parts.catalog, parts.choose_members) or changed
-
-    if await parts.writer(care):
-        parts.bell.ring()
-
-
-async def _update_card(parts: Parts, settings: CoordinatorSettings) -> None:
-    """Say in the member feed who our nodes are and where we can be reached, when that changed."""
-    if parts.catalog.is_doubtful():
-        return  # nothing is signed now; it is said when the doubt is over
-    card = feed_pb2.Card(
-        wrapping_key=parts.household.keys.wrapping_key.public_key().public_bytes_raw(),
+def _tending(parts: Parts, settings: CoordinatorSettings) -> Tending:
+    return Tending(
+        catalog=parts.catalog,
+        household=parts.household,
+        nodes=parts.nodes,
+        copies=parts.copies,
+        choose_members=parts.choose_members,
         endpoints=parts.endpoints,
-        nodes=parts.nodes.cards() if settings.storage_bytes or parts.nodes.all() else [],
-        pledge_bytes=_pledge(parts.nodes, settings.storage_bytes),
+        writer=parts.writer,
+        bell=parts.bell,
+        clock=parts.clock,
+        observer=parts.observer,
+        storage_bytes=settings.storage_bytes,
     )
-    own = next(m for m in parts.catalog.members() if m.domain == parts.household.member_domain)
-    if own.card is not None and _nearly_equal(own.card, card):
-        return
-    operation = feed_pb2.MemberOperation(id=_fresh_id(parts), card=card)
-    await parts.writer(lambda: parts.catalog.append_member([operation]))
-    parts.bell.ring()
-
-
-def _pledge(nodes: NodeDirectory, told_bytes: int) -> int:
-    """What this home hosts for others at most: what was said, or what its separate nodes may hold."""
-    return told_bytes or sum(node.capacity_bytes for node in nodes.all())
-
-
-def _nearly_equal(one: feed_pb2.Card, other: feed_pb2.Card) -> bool:
-    """Whether two cards say the same; a disk's capacity may differ by a twentieth, since other files lie on it too."""
-    if len(one.nodes) != len(other.nodes):
-        return False
-    copy = feed_pb2.Card()
-    copy.CopyFrom(other)
-    for told, now in zip(one.nodes, copy.nodes, strict=True):
-        if abs(told.capacity_bytes - now.capacity_bytes) * 20 <= told.capacity_bytes:
-            now.capacity_bytes = told.capacity_bytes
-    return one == copy
-
-
-def _fresh_id(parts: Parts) -> feed_pb2.OperationId:
-    return feed_pb2.OperationId(writer=parts.household.member_domain, random=Random().randbytes(16))
-
-
-async def _make_configured_datastores(parts: Parts) -> None:
-    """Make the DataStores of the configuration that are not there yet."""
-    if parts.catalog.is_doubtful():
-        return
-    existing = {store.path for store in parts.catalog.datastores() if store.owner == parts.household.member_domain}
-    for wanted in parts.config.datastores:
-        if wanted.path.encode() in existing:
-            continue
-        strategy = feed_pb2.Strategy.Value(wanted.strategy.upper()) if wanted.strategy else 0
-
-        def make(path: bytes = wanted.path.encode(), strategy: int = strategy, copies: int = wanted.replicas) -> None:
-            parts.catalog.create_datastore(path, strategy, copies, {})
-
-        await parts.writer(make)
-        parts.bell.ring()

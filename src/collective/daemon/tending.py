@@ -1,0 +1,134 @@
+"""What a running coordinator does unasked: copies, key wraps, statements, its card, the configured DataStores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from collective.admission import Household
+from collective.catalog import Catalog
+from collective.core.clock import Clock
+from collective.core.errors import CollectiveError
+from collective.core.observe import Observer
+from collective.daemon.config import DataStoreConfig
+from collective.daemon.runtime import Writer
+from collective.transfer.events import ChangeBell
+from collective.transfer.nodes import NodeDirectory
+from collective.transfer.placing import ChooseMembers, place_again
+from collective.transfer.repair import CopyMaker
+from collective.wire import feed_pb2
+
+__all__ = ["Tending", "guarded", "pledge"]
+
+TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
+NODE_STATUS_SECONDS = 10.0
+
+
+async def guarded(observer: Observer, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """A failed round of background work is told and tried again; it does not end the coordinator."""
+    try:
+        await work()
+    except CollectiveError as error:
+        observer.event("background.failed", what=what, reason=error.message)
+    except Exception as error:
+        observer.event("background.unexpected", what=what, error=f"{type(error).__name__}: {error}")
+
+
+def pledge(nodes: NodeDirectory, told_bytes: int) -> int:
+    """What this home hosts for others at most: what was said, or what its separate nodes may hold."""
+    return told_bytes or sum(node.capacity_bytes for node in nodes.all())
+
+
+@dataclass(frozen=True)
+class Tending:
+    """The rounds of background work. `storage_bytes` is what was told at the start; 0: no embedded node."""
+
+    catalog: Catalog
+    household: Household
+    nodes: NodeDirectory
+    copies: CopyMaker
+    choose_members: ChooseMembers
+    endpoints: list[feed_pb2.Endpoint]
+    writer: Writer
+    bell: ChangeBell
+    clock: Clock
+    observer: Observer
+    storage_bytes: int
+
+    async def every_change(self) -> None:
+        """Each room's tick, at every change and at least every few ticks. Ends by cancellation."""
+        status_due = 0.0
+        counter = -1
+        while True:
+            now = self.clock.monotonic()
+            if now >= status_due:
+                status_due = now + NODE_STATUS_SECONDS
+                await guarded(self.observer, "nodes", self.nodes.refresh)
+                await guarded(self.observer, "card", self.update_card)
+            await guarded(self.observer, "tend", self._tend)
+            counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
+
+    async def make_copies(self) -> None:
+        """Copies in a loop of their own: a large one takes hours and must not hold up keys and grants."""
+        counter = -1
+        while True:
+            await guarded(self.observer, "copies", lambda: self.copies.tick(self.clock.monotonic()))
+            counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
+
+    async def _tend(self) -> None:
+        def care() -> bool:
+            changed = self.catalog.tend(self.clock.wall())
+            return place_again(self.catalog, self.choose_members) or changed
+
+        if await self.writer(care):
+            self.bell.ring()
+
+    async def update_card(self) -> None:
+        """Say in the member feed who our nodes are and where we can be reached, when that changed."""
+        if self.catalog.is_doubtful():
+            return  # nothing is signed now; it is said when the doubt is over
+        card = feed_pb2.Card(
+            wrapping_key=self.household.keys.wrapping_key.public_key().public_bytes_raw(),
+            endpoints=self.endpoints,
+            nodes=self.nodes.cards() if self.storage_bytes or self.nodes.all() else [],
+            pledge_bytes=pledge(self.nodes, self.storage_bytes),
+        )
+        own = next(m for m in self.catalog.members() if m.domain == self.household.member_domain)
+        if own.card is not None and _nearly_equal(own.card, card):
+            return
+        id_ = feed_pb2.OperationId(writer=self.household.member_domain, random=os.urandom(16))
+        operation = feed_pb2.MemberOperation(id=id_, card=card)
+        await self.writer(lambda: self.catalog.append_member([operation]))
+        self.bell.ring()
+
+    async def make_datastores(self, configured: Iterable[DataStoreConfig]) -> None:
+        """Make the DataStores of the configuration that are not there yet; in doubt that is left to the next start."""
+        if self.catalog.is_doubtful():
+            return
+        own = self.household.member_domain
+        existing = {store.path for store in self.catalog.datastores() if store.owner == own}
+        for wanted in configured:
+            if wanted.path.encode() in existing:
+                continue
+            strategy = feed_pb2.Strategy.Value(wanted.strategy.upper()) if wanted.strategy else 0
+
+            def make(
+                path: bytes = wanted.path.encode(), strategy: int = strategy, copies: int = wanted.replicas
+            ) -> None:
+                self.catalog.create_datastore(path, strategy, copies, {})
+
+            await self.writer(make)
+        self.bell.ring()
+
+
+def _nearly_equal(one: feed_pb2.Card, other: feed_pb2.Card) -> bool:
+    """Whether two cards say the same; a disk's capacity may differ by a twentieth, since other files lie on it too."""
+    if len(one.nodes) != len(other.nodes):
+        return False
+    copy = feed_pb2.Card()
+    copy.CopyFrom(other)
+    for told, now in zip(one.nodes, copy.nodes, strict=True):
+        if abs(told.capacity_bytes - now.capacity_bytes) * 20 <= told.capacity_bytes:
+            now.capacity_bytes = told.capacity_bytes
+    return one == copy
