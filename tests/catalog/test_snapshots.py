@@ -18,6 +18,7 @@ from collective.catalog.folding import (
     fold,
     keep_blocks,
     newest_snapshots,
+    point_to,
     start_from,
     stored_blocks,
 )
@@ -47,12 +48,8 @@ def change(catalog: Catalog, rng: random.Random) -> None:
 def point(alice: Catalog, store: bytes) -> int:
     """Fold the store as it is and point to it; the base's seq. The versions' bytes play no part here."""
     base = fold(alice, store)
-    public, sealed = operation_id().random, operation_id().random
-    alice.append_store(
-        store,
-        layouts=[feed_pb2.Layout(version_id=version, size_bytes=1) for version in (public, sealed)],
-        snapshots=[feed_pb2.SnapshotPointer(base=base, public_version=public, sealed_version=sealed)],
-    )
+    layouts = [feed_pb2.Layout(version_id=operation_id().random, size_bytes=1) for _ in range(2)]
+    point_to(alice, store, base, *layouts)
     return base.seq
 
 
@@ -131,6 +128,20 @@ def test_due_after_so_many_entries(folded: tuple[TestFederation, bytes, int]) ->
     assert due_for_snapshot(alice, ahead) == [store]
     assert due_for_snapshot(alice, ahead + 1) == []
     assert newest_snapshots(alice, store) == [(base, base + 1)]
+
+
+def test_the_newest_two_stay(folded: tuple[TestFederation, bytes, int]) -> None:
+    """A third snapshot releases the versions of the first, in the entry that points to it."""
+    federation, store, base = folded
+    alice = federation.catalogs["alice"]
+    first = [version for (version,) in alice._all("SELECT version_id FROM versions")]
+    bases = [base]
+    for number in range(2):
+        put(alice, b"/media/more-%d" % number)
+        bases.append(point(alice, store))
+    assert [told for told, _ in newest_snapshots(alice, store)] == bases[:0:-1]
+    released = [version for (version,) in alice._all("SELECT version_id FROM versions WHERE released")]
+    assert sorted(released) == sorted(first)
 
 
 def test_dropped_entries_are_not_served(folded: tuple[TestFederation, bytes, int]) -> None:

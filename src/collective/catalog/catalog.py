@@ -110,11 +110,8 @@ class Catalog(Ledger):
     def point_to_snapshot(
         self, store_id: bytes, base: feed_pb2.Position, public: feed_pb2.Layout, sealed: feed_pb2.Layout
     ) -> None:
-        """Say in the feed that the blocks at the base are these two versions."""
-        pointer = feed_pb2.SnapshotPointer(
-            base=base, public_version=public.version_id, sealed_version=sealed.version_id
-        )
-        self.append_store(store_id, layouts=[public, sealed], snapshots=[pointer])
+        """Say in the feed that the blocks at the base are these two versions; the one before the last is released."""
+        folding.point_to(self, store_id, base, public, sealed)
 
     def snapshot_blocks(self, store_id: bytes, base_seq: int, *, sealed: bool) -> Iterator[bytes]:
         """The blocks kept here of one part, in order."""

@@ -39,6 +39,7 @@ __all__ = [
     "load_base",
     "load_sealed",
     "newest_snapshots",
+    "point_to",
     "public_snapshot_key",
     "start_from",
     "stored_blocks",
@@ -125,6 +126,26 @@ def newest_snapshots(ledger: Ledger, store_id: bytes) -> list[tuple[int, int]]:
         store_id,
     )
     return [(as_int(base), as_int(seq)) for base, seq in rows]
+
+
+def point_to(
+    ledger: Ledger, store_id: bytes, base: feed_pb2.Position, public: feed_pb2.Layout, sealed: feed_pb2.Layout
+) -> None:
+    """Append the entry that lays both versions out; those of the snapshot that falls out of the newest are released."""
+    pointer = feed_pb2.SnapshotPointer(base=base, public_version=public.version_id, sealed_version=sealed.version_id)
+    with ledger.change() as connection:
+        stay = applying.SNAPSHOTS_KEPT - 1
+        gone = connection.execute(
+            "SELECT s.public_version, s.sealed_version FROM snapshots s JOIN feeds f ON f.id = s.feed"
+            " WHERE f.feed_id = ? ORDER BY s.base_seq DESC LIMIT -1 OFFSET ?",
+            (store_id, stay),
+        ).fetchall()
+        ledger.append_store(
+            store_id,
+            layouts=[public, sealed],
+            releases=[feed_pb2.Release(version_id=version) for versions in gone for version in versions],
+            snapshots=[pointer],
+        )
 
 
 # ---------------------------------------------------------------- starting from one

@@ -218,6 +218,7 @@ class Ledger(Receiver):
         operations: Sequence[feed_pb2.TreeOperation] = (),
         leases: Sequence[feed_pb2.NumberLease] = (),
         absorbed: Iterable[bytes] = (),
+        releases: Iterable[feed_pb2.Release] = (),
         snapshots: Sequence[feed_pb2.SnapshotPointer] = (),
         start: feed_pb2.StoreStart | None = None,
     ) -> feed_pb2.Position:
@@ -237,6 +238,7 @@ class Ledger(Receiver):
                 placements=placements,
                 start=start,
                 absorbed_operations=absorbed,
+                releases=releases,
                 snapshots=snapshots,
             )
             sealed = feed_pb2.StoreSealed(operations=operations, leases=leases)

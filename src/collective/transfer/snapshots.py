@@ -31,6 +31,7 @@ from collective.wire import feed_pb2
 __all__ = ["SnapshotMaker", "SnapshotTaker", "Snapshots"]
 
 SEGMENTS_AT_ONCE = 32  # 2 MiB a read
+ROUND_SECONDS = 1.0  # a busy feed changes hundreds of times a second; this need not look so often
 PAUSE_SECONDS = 30.0  # after a round that failed
 _LENGTH = struct.Struct(">I")
 Write = Callable[[Callable[[], object]], Awaitable[object]]
@@ -257,3 +258,4 @@ class Snapshots:
             except CollectiveError as error:  # told, and made again in the next round
                 self.taker.observer.event("snapshot.failed", reason=error.message)
             await bell.wait_past(counter, PAUSE_SECONDS)
+            await asyncio.sleep(ROUND_SECONDS)
