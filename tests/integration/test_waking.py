@@ -110,8 +110,14 @@ def test_a_deleted_database(three: Federation, tmp_path: Path) -> None:
     wait_for_names(alice, "film", "small")
     alice.ok("get", "/media/film", tmp_path / "film-back")
     assert (tmp_path / "film-back").read_bytes() == content
+    wait_for(lambda: '"event": "waking.pages"' in (alice.path / "coordinator.log").read_text(), "the film's pages")
+    bob.kill()
+    carol.kill()
+    got = alice.ok("get", "/media/film", tmp_path / "film-again", "--json").json
+    assert set(got["served_by"]) == {"alice.media.collective"}, "her own chunks are of use again"
+    bob.start()
     put(alice, tmp_path, "new", "--level", "two")
-    wait_for_names(carol, "film", "small", "new")
+    wait_for_names(bob, "film", "small", "new")
 
 
 def test_everybody_rebooting_is_no_doubt(three: Federation, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from collective.catalog import (
     waking,
 )
 from collective.catalog.database import open_for_reading
+from collective.catalog.facts import as_bytes
 from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
@@ -83,6 +84,30 @@ class Catalog(Ledger):
     def mend_doubt(self) -> str:
         """What a person does about the doubt."""
         return waking.mend(self)
+
+    def pages_wanted(self) -> bool:
+        """Whether pages of versions held here may be missing, since the database was lost or old."""
+        row = self._one("SELECT value FROM meta WHERE key = 'pages_wanted'")
+        return bool(row and row[0])
+
+    def pages_settled(self) -> None:
+        """No page is missing any more."""
+        with self.change() as connection:
+            connection.execute("UPDATE meta SET value = 0 WHERE key = 'pages_wanted'")
+
+    def versions_here(self, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """(store, version) that this home wrote and holds by its word, by version id above `after`."""
+        rows = self._all(
+            "SELECT feed_id, version_id FROM versions WHERE writer = ? AND NOT released AND version_id > ?"
+            " ORDER BY version_id LIMIT ?",
+            self.own_domain, after, limit,
+        )  # fmt: skip
+        return [(as_bytes(store), as_bytes(version)) for store, version in rows]
+
+    def pages_missing(self, store_id: bytes, version_id: bytes) -> list[bytes]:
+        """Names of a version's pages, public and sealed, that are not here."""
+        layout = self.layout(store_id, version_id)
+        return [name for name in (*layout.pages, *layout.key_pages) if self.page(name) is None]
 
     def parcels(self) -> list[Parcel]:
         """Entries that were un-applied here and go back to their owners."""

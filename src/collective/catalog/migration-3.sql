@@ -53,5 +53,7 @@ CREATE TABLE abandoned (
     PRIMARY KEY (feed_id, epoch_number, seq, hash)
 ) STRICT, WITHOUT ROWID;
 
+INSERT INTO meta VALUES ('pages_wanted', 0);   -- 1: after a lost database pages are had back from other holders
+
 -- own feeds on which nothing is signed until everybody told what they have
 CREATE TABLE doubts (feed_id BLOB PRIMARY KEY, reason TEXT NOT NULL) STRICT, WITHOUT ROWID;

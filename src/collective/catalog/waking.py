@@ -123,6 +123,7 @@ def open_epochs(ledger: Ledger) -> bool:
         connection.executemany("DELETE FROM doubts WHERE feed_id = ?", [(feed,) for feed in (ALL_FEEDS, *opening)])
         # numbers in stock may have been handed out in what is lost
         connection.execute("DELETE FROM number_stock")
+        connection.execute("UPDATE meta SET value = 1 WHERE key = 'pages_wanted'")
         for feed_id in opening:
             _open_epoch(ledger, feed_id)
         if not _excused(ledger) - ledger.hearing.answered:

@@ -30,6 +30,7 @@ from collective.transfer.commands import CommandDesk, control_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.events import ChangeBell
 from collective.transfer.nodes import NodeDirectory, TicketOffice
+from collective.transfer.pages import PageMender
 from collective.transfer.peers import PeerBook
 from collective.transfer.placing import ChooseMembers, member_chooser
 from collective.transfer.repair import CopyMaker
@@ -237,9 +238,10 @@ def assemble(home: Home, clock: Clock, observer: Observer, settings: Coordinator
         *waking_rows(HandBackDesk(catalog, bell, observer, writer)),
     ]
     hand_over = HandOver(catalog, book, channels, bell, clock, observer, writer)
+    pages = PageMender(catalog, provider, own.member_domain, observer, writer)
     parts = Parts(
         home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, hand_over,
-        Snapshots(maker, taker),
+        Snapshots(maker, taker, pages),
         clock, observer, endpoints, choose_members,
     )  # fmt: skip
     parts.refresh_trust()

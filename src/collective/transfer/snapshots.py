@@ -24,6 +24,7 @@ from collective.transfer.events import ChangeBell
 from collective.transfer.fetch import Fetcher, VersionSource
 from collective.transfer.holders import Dial, TicketProvider
 from collective.transfer.nodes import NodeDirectory, TicketOffice
+from collective.transfer.pages import PageMender
 from collective.transfer.placing import ChooseMembers
 from collective.transfer.push import Uploaded, UploadPlan, upload
 from collective.wire import feed_pb2
@@ -242,10 +243,11 @@ class _OfferedVersion:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Both sides' rounds."""
+    """Both sides' rounds, and pages had back first: what is folded must be readable."""
 
     maker: SnapshotMaker
     taker: SnapshotTaker
+    pages: PageMender
 
     async def run(self) -> None:
         """At every change and now and then. Ends by cancellation."""
@@ -253,6 +255,7 @@ class Snapshots:
         while True:
             counter = self.taker.catalog.change_counter()
             try:
+                await self.pages.tick(clock.monotonic())
                 await self.maker.tick(clock.monotonic())
                 await self.taker.tick(clock.wall())
             except CollectiveError as error:  # told, and made again in the next round
