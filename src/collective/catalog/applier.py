@@ -274,8 +274,10 @@ class Applier(Reader):
                 if key is None:
                     break
                 applying.apply_store_sealed(connection, feed.id, entry, open_sealed(entry, key))
-            elif applying.parse_store_public(entry.public_part).HasField("epoch_start"):
-                applying.open_numbers(connection, feed.id, entry)
+            else:
+                public = applying.parse_store_public(entry.public_part)
+                if public.HasField("epoch_start"):
+                    applying.open_numbers(connection, feed.id, entry, public.epoch_start)
             connection.execute("UPDATE feeds SET opened_seq = ? WHERE id = ?", (seq, feed.id))
             done += 1
         if done:

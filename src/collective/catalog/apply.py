@@ -158,12 +158,19 @@ def note_joined(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'joined'")
 
 
-def open_numbers(connection: sqlite3.Connection, feed: int, entry: ParsedEntry) -> None:
-    """A new epoch gives out inode numbers far above every one given before: those of lost creates are not known."""
+def open_numbers(
+    connection: sqlite3.Connection, feed: int, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart
+) -> None:
+    """A new epoch gives out inode numbers far above every one given before: those of lost creates are not known.
+
+    One gap for each epoch number since the base's: an epoch that was left between the two had gaps of its own.
+    """
     if connection.execute("SELECT 1 FROM store_numbers WHERE store = ?", (feed,)).fetchone() is None:
         make_root(connection, feed, entry.header.wall_milliseconds * 1_000_000)
+    epochs = min(entry.header.epoch_number - epoch_start.base.epoch_number, MAX_NUMBER // NUMBER_GAP)
     connection.execute(
-        "UPDATE store_numbers SET next_number = min(next_number + ?, ?) WHERE store = ?", (NUMBER_GAP, MAX_NUMBER, feed)
+        "UPDATE store_numbers SET next_number = min(next_number + ?, ?) WHERE store = ?",
+        (NUMBER_GAP * epochs, MAX_NUMBER, feed),
     )
 
 
