@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import random
@@ -13,74 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.homes import Federation, Home, wait_for
-
-SIZES = (0, 10, 4096, 5_000, 200_000, 3_000_000, 12_000_000)
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-class Writer(threading.Thread):
-    """Writes files without end and keeps the ledger: path below the DataStore -> SHA-256 of what was closed.
-
-    While a step goes on its paths are not in the ledger; when it fails they stay out: they may hold either.
-    """
-
-    def __init__(self, folder: Path, number: int, seed: int) -> None:
-        super().__init__(daemon=True)
-        self.folder, self.number = folder, number
-        self.random = random.Random(seed * 1000 + number)
-        self.ledger: dict[str, str] = {}
-        self.wrong = ""
-        self.stopping = threading.Event()
-
-    def run(self) -> None:
-        count = 0
-        while not self.stopping.is_set():
-            count += 1
-            path = f"w{self.number}-{count % 400}"
-            try:
-                self._once(path)
-            except OSError:  # the mount is away
-                self.stopping.wait(0.05)
-            except AssertionError as error:
-                self.wrong = str(error)
-                return
-
-    def _once(self, path: str) -> None:
-        content = self.random.randbytes(self.random.choice(SIZES))
-        target = self.folder / path
-        kind = self.random.choice(("write", "write", "replace", "append", "rename", "unlink"))
-        aside = self.folder / (path + "+")
-        before = {name: self.ledger.pop(name) for name in (path, aside.name) if name in self.ledger}
-        after = dict(before)
-        if kind == "replace":  # as editors do: write aside, sync, rename over
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(target)
-            after.pop(aside.name, None)
-            after[path] = digest(content)
-        elif kind == "append" and path in before:
-            held = target.read_bytes()
-            assert digest(held) == before[path], f"{path} is not what was closed"
-            with target.open("ab") as file:
-                file.write(content[:100_000])
-            after[path] = digest(held + content[:100_000])
-        elif kind == "rename" and path in before:
-            target.rename(aside)
-            after[aside.name] = after.pop(path)
-        elif kind == "unlink" and path in before:
-            target.unlink()
-            del after[path]
-        else:
-            with target.open("wb") as file:
-                for start in range(0, len(content), 1 << 20):
-                    file.write(content[start : start + (1 << 20)])
-            after[path] = digest(content)
-        self.ledger.update(after)
+from support.writers import Writer, check
 
 
 def mount_pid(home: Home) -> int:
@@ -139,15 +70,6 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
 def pending(home: Home) -> int:
     """What the home's mounts have not handed over yet."""
     return sum(int(mount.get("pending", 0)) for mount in home.status()["mounts"])
-
-
-def check(folder: Path, expected: dict[str, str], where: str) -> None:
-    for path, held in expected.items():
-        content = None
-        with contextlib.suppress(FileNotFoundError):
-            content = (folder / path).read_bytes()
-        assert content is not None, f"{path} was closed and is gone {where}"
-        assert digest(content) == held, f"{path} was closed and is not whole {where}"
 
 
 @pytest.mark.timeout(115)

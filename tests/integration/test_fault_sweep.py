@@ -1,0 +1,150 @@
+"""Killed at the n-th system call: the mount and the coordinator die inside a sync, a rename, a write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.homes import Federation, Home, wait_for
+from support.writers import Writer, check
+
+CALLS = ("fsync,fdatasync", "rename", "pwrite64,pwritev,pwritev2")
+STEPS = 40
+
+
+def needs_strace() -> None:
+    """Skip on a poor machine; CI must have strace, FUSE and root."""
+    if shutil.which("strace") is None or not Path("/dev/fuse").exists() or os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have strace, /dev/fuse and root")
+        pytest.skip("the sweep needs strace, /dev/fuse and root")
+
+
+def traced(calls: str, when: int) -> list[str]:
+    """Words before a command: it is killed as it enters the n-th of these calls."""
+    return [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:signal=KILL:when={when}",
+    ]
+
+
+def start_mount(home: Home, mountpoint: Path, prefix: list[str]) -> subprocess.Popen[bytes]:
+    """The mount in the foreground; returns when it is there or has died on the way."""
+    with (home.path / "traced-mount.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*prefix, *home.command("mount", mountpoint, "--foreground")],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    wait_for(lambda: process.poll() is not None or os.path.ismount(mountpoint), "the mount to be there or dead")
+    return process
+
+
+def sweep_mount(federation: Federation, tmp_path: Path, points: list[tuple[str, int]]) -> int:
+    """The mount is killed at each point while a program saves, mounted again, checked; how many points hit."""
+    alice = federation.found("alice")
+    alice.ok("datastore", "create", "/media", "--replicas", "1")
+    alice.start()
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    hits = 0
+    for number, (calls, when) in enumerate(points):
+        folder = mountpoint / "media" / f"run{number}"
+        writer = Writer(folder, 0, number)
+        process = start_mount(alice, mountpoint, traced(calls, when))
+        with contextlib.suppress(OSError):  # it dies under us: that step is not in the ledger
+            folder.mkdir(parents=True)
+            for count in range(STEPS):
+                writer.step(f"f{count % 12}")
+        if process.poll() is None and os.path.ismount(mountpoint) and answers(mountpoint):
+            alice.ok("umount", mountpoint)
+        else:
+            hits += 1
+        process.wait(30)
+        alice.ok("mount", mountpoint)
+        check(folder, writer.ledger, f"after the mount died in {calls} {when}")
+        alice.ok("umount", mountpoint)
+    return hits
+
+
+def answers(mountpoint: Path) -> bool:
+    try:
+        os.stat(mountpoint / "media")
+    except OSError:
+        return False
+    return True
+
+
+def sweep_coordinator(federation: Federation, tmp_path: Path, points: list[tuple[str, int]]) -> int:
+    """The coordinator (or its node) is killed at each point while a program saves through a mount that stays."""
+    alice = federation.found("alice")
+    alice.ok("datastore", "create", "/media", "--replicas", "1")
+    alice.start()
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    alice.ok("mount", mountpoint)
+    hits = 0
+    for number, (calls, when) in enumerate(points):
+        alice.stop()
+        alice.prefix = traced(calls, when)
+        try:
+            alice.start()
+        except AssertionError:
+            hits += 1  # on its way up
+        alice.prefix = []
+        folder = mountpoint / "media" / f"run{number}"
+        if alice.coordinator is None or alice.coordinator.poll() is not None:
+            alice.start()
+        folder.mkdir()
+        writer = Writer(folder, 0, number)
+        writer.start()
+        wait_for(lambda writer=writer: len(writer.ledger) > 4, "a few steps", 60)
+        if alice.coordinator is None or alice.coordinator.poll() is not None:
+            hits += 1
+            alice.start()
+        writer.stopping.set()
+        writer.join(60)
+        assert not writer.is_alive(), "a program hangs in the mount"
+        assert not writer.wrong, writer.wrong
+        check(folder, writer.ledger, f"after the coordinator died in {calls} {when}")
+    alice.ok("umount", mountpoint)
+    alice.ok("mount", mountpoint)
+    check(folder, writer.ledger, "in a fresh mount")
+    return hits
+
+
+@pytest.mark.timeout(115)
+def test_the_mount_dies_inside_a_call(federation: Federation, tmp_path: Path) -> None:
+    """A few points; the long form sweeps."""
+    needs_strace()
+    assert sweep_mount(federation, tmp_path, [(CALLS[0], 2), (CALLS[1], 2), (CALLS[2], 9), (CALLS[2], 40)])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_mount_dies_inside_every_call(federation: Federation, tmp_path: Path) -> None:
+    """Every early call of each kind, then every seventh."""
+    needs_strace()
+    points = [(calls, when) for calls in CALLS for when in (*range(1, 9), *range(10, 80, 7))]
+    assert sweep_mount(federation, tmp_path, points) > 20
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_coordinator_dies_inside_a_call(federation: Federation, tmp_path: Path) -> None:
+    """Syncs, renames and writes of the coordinator and its node, early and late."""
+    needs_strace()
+    points = [(calls, when) for calls in CALLS for when in (5, 20, 45, 80, 130)]
+    assert sweep_coordinator(federation, tmp_path, points) > 5
