@@ -110,6 +110,8 @@ def test_an_answer_that_got_lost_does_no_harm(away: Away) -> None:
     """The same batch is sent again and is absorbed; what is in the feed here is not even staged again."""
     numbers = away.put(b"/media/file", b"1")
     row = away.bob.staged_batch(away.store.feed_id)[0]
+    assert away.bob.is_staged(row.staged.operation.id)
+    assert not away.bob.is_staged(operation_id(BOB))
     assert away.deliver(lose_answer=True) == ["APPLIED"]
     after = state_of(away.alice)
     assert [waiting.number for waiting in away.bob.staged_batch(away.store.feed_id)] == numbers
@@ -307,3 +309,21 @@ def test_readers_see_whole_changes_while_others_write(away: Away) -> None:
         away.deliver()
     away.federation.sync()
     assert tree_of(away.bob) == tree_of(away.alice)
+
+
+def test_what_was_staged_blindly_shows_when_the_key_comes(federation: TestFederation) -> None:
+    """bob may write and not read: what he staged shows as soon as he may read too."""
+    alice, bob = federation.catalogs["alice"], federation.add("bob")
+    store = alice.create_datastore(b"/box", 0, 0, {})
+    alice.grant(b"/box", [feed_pb2.WRITE], "bob@media.collective")
+    federation.sync()
+    (number, *_) = alice.lease_numbers(store.feed_id, BOB, 1)
+    create = feed_pb2.Create(parent=1, name=b"gift", inode=number, mode=0o100644)
+    staged = submit_pb2.StagedOperation(operation=feed_pb2.TreeOperation(id=operation_id(BOB), create=create))
+    (row,) = bob.stage(store.feed_id, [staged], now=1e9)
+    with pytest.raises(Refused):
+        bob.list(bob.resolve(b"/box").ino)
+    alice.grant(b"/box", [feed_pb2.READ], "bob@media.collective")
+    federation.sync()
+    assert [name for name, _ in bob.list(bob.resolve(b"/box").ino)] == [b"gift"]
+    assert [one.number for one in bob.staged_batch(store.feed_id)] == [row]

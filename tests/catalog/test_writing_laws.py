@@ -14,6 +14,8 @@ from support.catalogs import TestFederation, operation_id, put, rebuild, state_o
 from support.operations import check_tree, likely_operation, random_operation
 
 from collective.catalog import Catalog, DataStore, Inline, Node, Reader
+from collective.catalog.entry import open_sealed, parse_entry
+from collective.catalog.inodes import CHANGES_PER_SEQ
 from collective.catalog.obstacles import token_of
 from collective.catalog.overlay import located
 from collective.core.errors import Unreachable
@@ -108,6 +110,28 @@ def everything(catalog: Catalog) -> set[bytes]:
     return {feed_pb2.Content.FromString(row[0]).inline for row in rows if isinstance(row[0], bytes)}
 
 
+def check_nothing_overwritten(catalog: Catalog, store: DataStore) -> None:
+    """Every content that was replaced was replaced by somebody who said that he had seen it (or wrote the same)."""
+    operations: dict[int, feed_pb2.TreeOperation] = {}
+    for raw in catalog.entries_after(store.feed_id, 0, max_bytes=1 << 30, max_entries=10_000):
+        entry = parse_entry(raw)
+        key = catalog.store_key(entry.header.key_name)
+        if not entry.sealed_part or key is None:
+            continue
+        sealed = feed_pb2.StoreSealed.FromString(open_sealed(entry, key))
+        operations |= {
+            entry.header.seq * CHANGES_PER_SEQ + index: operation for index, operation in enumerate(sealed.operations)
+        }
+    for content, change, removed in catalog._all("SELECT content, replaced_change, removed FROM history"):
+        operation = operations[change]  # type: ignore[index]  # an integer
+        if removed:
+            assert operation.HasField("unlink") or operation.rename.replaced_inode
+            continue
+        replaced = token_of(feed_pb2.Content.FromString(content or b""))  # type: ignore[arg-type]  # bytes
+        seen = [one.content.inline_hash for one in operation.expectations if one.HasField("content")]
+        assert replaced in [*seen, token_of(operation.set_content.content)]
+
+
 @SLOW
 @given(seed=st.integers(0, 2**32))
 def test_no_acknowledged_content_is_ever_lost(seed: int) -> None:
@@ -163,6 +187,7 @@ def test_no_acknowledged_content_is_ever_lost(seed: int) -> None:
         bob.discard([row.number for row in bob.pending()])
         assert tree_of(alice) == tree_of(bob)
         assert state_of(alice)["refused"] == [], "what was committed is what is applied"
+        check_nothing_overwritten(alice, store)
         fresh = rebuild(federation, alice, Path(folder) / "rebuilt")
         assert state_of(fresh) == state_of(alice)
         fresh.close()

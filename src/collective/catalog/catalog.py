@@ -253,6 +253,10 @@ class Catalog(Ledger):
         """What the owner answered to a batch of staged changes."""
         staged.note_outcomes(self, rows, outcomes)
 
+    def is_staged(self, id_: feed_pb2.OperationId) -> bool:
+        """Whether a request of this home waits here already."""
+        return staged.is_staged(self, id_)
+
     def send_staged_again(self, store_id: bytes) -> int:
         """Let what the owner has, but whose entry never came, be sent once more."""
         return staged.send_again(self, store_id)

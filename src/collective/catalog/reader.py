@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from collective.catalog.applied import AppliedTree
-from collective.catalog.facts import as_bytes, as_int
+from collective.catalog.facts import Counters, as_bytes, as_int
 from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS, Joined
 from collective.catalog.naming import conflict_name
@@ -31,7 +31,8 @@ class Reader(AppliedTree):
     def __init__(self, path: Path, own_domain: str) -> None:
         super().__init__(path, own_domain)
         self._staged_lock = threading.RLock()
-        self._staged_seen = 0  # of the counter
+        self._staged_seen = self._staged_joined = 0  # of the counters
+        self._staged_hidden = False  # whether there are rows of a DataStore that cannot be read here
         self._staged_rows: dict[int, int] = {}  # number of a row that was looked at -> prefix of its DataStore
         self._staged_prefixes: frozenset[int] = frozenset()
         self._overlay = Overlay(_Applied(self))
@@ -92,15 +93,17 @@ class Reader(AppliedTree):
     def _unless_staged(self, ino: int) -> Joined | None:
         """The joined tree; None where the ino's DataStore has staged changes (the overlay is up to date then)."""
         counters = self.counters()
-        if counters.staged != self._staged_seen:
+        if counters.staged != self._staged_seen or (self._staged_hidden and counters.joined != self._staged_joined):
             with self._staged_lock:
-                self._look_at_staged(counters.staged)
+                self._look_at_staged(counters)
         if ino >> NUMBER_BITS in self._staged_prefixes:
             return None
         return self._namespace_at(counters.joined)
 
-    def _look_at_staged(self, counter: int) -> None:
+    def _look_at_staged(self, counters: Counters) -> None:
         """Settle the rows that went, lay on the ones that came. A look that a change overtakes is looked at again."""
+        if self._staged_hidden and counters.joined != self._staged_joined:
+            self._forget_staged()  # the key may have come of what could not be shown
         last = max(self._staged_rows, default=0)
         left = self._one("SELECT count(*) FROM staged WHERE number <= ? AND shown", last)
         if left != (len(self._staged_rows),):
@@ -113,7 +116,7 @@ class Reader(AppliedTree):
                 del self._staged_rows[row]
         if not self._staged_rows:
             self._overlay = Overlay(_Applied(self))
-        known = self._known_stores(self.counters().joined)
+        known = self._known_stores(counters.joined)
         last = max(self._staged_rows, default=0)
         while rows := self._all(
             "SELECT number, feed_id, since_ms, operation FROM staged WHERE number > ? AND shown ORDER BY number"
@@ -128,8 +131,9 @@ class Reader(AppliedTree):
                     operation = submit_pb2.StagedOperation.FromString(as_bytes(raw)).operation
                     self._lay_on(last, store, operation, as_int(since) * 1_000_000)
                     self._staged_rows[last] = store.inode_prefix
-        self._staged_prefixes = frozenset(self._staged_rows.values()) - {NOT_SHOWN}
-        self._staged_seen = counter
+        prefixes = frozenset(self._staged_rows.values())
+        self._staged_hidden, self._staged_prefixes = NOT_SHOWN in prefixes, prefixes - {NOT_SHOWN}
+        self._staged_seen, self._staged_joined = counters.staged, counters.joined
 
     def _lay_on(self, number: int, store: DataStore, operation: feed_pb2.TreeOperation, time_ns: int) -> None:
         """What cannot stand under its name shows under the one the owner will give it; what makes no sense, not."""
@@ -141,10 +145,10 @@ class Reader(AppliedTree):
             self._overlay.apply(number, store, operation, time_ns)
 
     def _forget_staged(self) -> None:
-        """Build the overlay anew at the next look: a row was discarded, or what was seen was rolled back."""
+        """Build the overlay anew at the next look."""
         with self._staged_lock:
             self._staged_rows.clear()
-            self._staged_prefixes = frozenset()
+            self._staged_prefixes, self._staged_hidden = frozenset(), False
             self._staged_seen = -1
             self._overlay = Overlay(_Applied(self))
 

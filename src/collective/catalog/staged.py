@@ -26,6 +26,7 @@ __all__ = [
     "Pending",
     "StagedRow",
     "discard",
+    "is_staged",
     "note_outcomes",
     "pending",
     "send_again",
@@ -173,6 +174,12 @@ def note_outcomes(ledger: Ledger, numbers: Sequence[int], outcomes: Sequence[sub
 def _set_state(ledger: Ledger, number: int, state: str, reason: str) -> None:
     with ledger.change() as connection:
         connection.execute("UPDATE staged SET state = ?, reason = ? WHERE number = ?", (state, reason, number))
+
+
+def is_staged(ledger: Ledger, id_: feed_pb2.OperationId) -> bool:
+    """Whether a request of this home waits here already: repeated, it need not be planned again."""
+    query = "SELECT 1 FROM staged WHERE writer = ? AND random = ?"
+    return ledger._one(query, ledger.own_domain, id_.random) is not None
 
 
 def send_again(ledger: Ledger, store_id: bytes) -> int:
