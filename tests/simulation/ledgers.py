@@ -114,6 +114,14 @@ class LedgerFeeds:
     def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]:
         return list(enumerate(self.catalog.entries_after(feed, seq), seq + 1))
 
+    def entries_beyond(self, feed: bytes, theirs: Head | None) -> list[bytes]:
+        position = None
+        if theirs is not None:
+            position = feed_pb2.Position(
+                epoch_number=theirs.epoch_number, epoch_id=theirs.epoch_id, seq=theirs.seq, hash=theirs.hash
+            )
+        return self.catalog.entries_beyond(feed, position)
+
     def receive(self, feed: bytes, entries: Sequence[bytes]) -> int:
         return sum(self.catalog.receive(raw) for raw in entries)
 

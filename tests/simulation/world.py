@@ -45,6 +45,10 @@ class Feeds(Protocol):
 
     def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]: ...
 
+    def entries_beyond(self, feed: bytes, theirs: Head | None) -> list[bytes]:
+        """What somebody with that head lacks."""
+        ...
+
     def receive(self, feed: bytes, entries: Sequence[bytes]) -> int:
         """Apply what came; how many were new. Raises: CollectiveError."""
         ...
@@ -81,6 +85,9 @@ class MemoryFeeds:
 
     def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]:
         return list(enumerate(self.feeds.get(feed, [])[seq:], seq + 1))
+
+    def entries_beyond(self, feed: bytes, theirs: Head | None) -> list[bytes]:
+        return self.feeds.get(feed, [])[theirs.seq if theirs else 0 :]
 
     def receive(self, feed: bytes, entries: Sequence[bytes]) -> int:
         new = 0
@@ -208,7 +215,7 @@ class Member:
         self.refusals: list[str] = []
         self._offset = 0.0
         self._alarm = float("inf")
-        self._seen: dict[bytes, int] = {}
+        self._seen: dict[bytes, Head] = {}
         self._rights = 0
 
     # ------------------------------------------------------------ a life
@@ -219,7 +226,7 @@ class Member:
         self._offset = world.random.uniform(0, 1e6)
         self._alarm = float("inf")
         heads = self.feeds.heads()
-        self._seen = {feed: head.seq for feed, head in heads.items()}
+        self._seen = dict(heads)
         self.engine = world.engine_class(
             Self(FederatedAddress("coord", self.name), certificates=(b"certificate of " + self.name.encode(),)),
             world.settings,
@@ -248,12 +255,14 @@ class Member:
         """Something was appended or applied here: tell the engine of every feed that moved."""
         if self.engine is None:
             return
-        moved = {feed: head for feed, head in self.feeds.heads().items() if head.seq > self._seen.get(feed, 0)}
+        moved = {feed: head for feed, head in self.feeds.heads().items() if head != self._seen.get(feed)}
         self._carry_out(self.engine.set_roster(self.feeds.roster(), self._time()))
         for feed in self.feeds.in_order(moved):
-            entries = self.feeds.entries_after(feed, self._seen.get(feed, 0))
-            self._seen[feed] = moved[feed].seq
-            self._carry_out(self.engine.advanced(feed, moved[feed], entries, self._time()))
+            before, head = self._seen.get(feed), moved[feed]
+            same_epoch = before is None or before.epoch_id == head.epoch_id
+            entries = self.feeds.entries_after(feed, before.seq if before else 0) if same_epoch else []
+            self._seen[feed] = head
+            self._carry_out(self.engine.advanced(feed, head, entries, self._time()))
         if self.feeds.rights() != self._rights:
             self._rights = self.feeds.rights()
             self._carry_out(self.engine.rights_changed(self._time()))
@@ -283,8 +292,8 @@ class Member:
                     self._send(peer, raw)
                 case Deliver(peer, feed, entries):
                     self._deliver(peer, feed, entries)
-                case Pull(peer, after):
-                    self._pull(peer, dict(after))
+                case Pull(peer, feeds):
+                    self._pull(peer, feeds)
                 case StateChanged(domain, _, new):
                     self.world.states.append((self.world.now, self.name, domain, new))
                 case Learned(domain, _):
@@ -316,9 +325,9 @@ class Member:
             return
         self.changed()
 
-    def _pull(self, peer: str, after: dict[bytes, int]) -> None:
+    def _pull(self, peer: str, feeds: Sequence[bytes]) -> None:
         """A request and its answer, each over the network; silence ends it."""
-        world, life, asker = self.world, self.life, self
+        world, life, asker, here = self.world, self.life, self, self.feeds.heads()
         source = world.members[peer]
         ended: list[bool] = []
 
@@ -330,25 +339,26 @@ class Member:
         def answer() -> None:
             if source.engine is None:
                 return
-            allowed = [feed for feed in after if source.feeds.may_follow(asker.name, feed)]
-            found = [(feed, source.feeds.entries_after(feed, after[feed])) for feed in source.feeds.in_order(allowed)]
-            size = sum(len(raw) for _, entries in found for _, raw in entries)
+            allowed = [feed for feed in feeds if source.feeds.may_follow(asker.name, feed)]
+            in_order = source.feeds.in_order(allowed)
+            found = [(feed, source.feeds.entries_beyond(feed, here.get(feed))) for feed in in_order]
+            size = sum(len(raw) for _, entries in found for raw in entries)
             world.network.entry_bytes += size
             world.carry(peer, asker.name, size + 200, lambda: arrive(found))
 
-        def arrive(found: list[tuple[bytes, list[tuple[int, bytes]]]]) -> None:
+        def arrive(found: list[tuple[bytes, list[bytes]]]) -> None:
             if self.engine is None or self.life != life or ended:
                 return
             new, complete = 0, True
             for feed, entries in found:
                 try:
-                    new += self.feeds.receive(feed, [raw for _, raw in entries])
+                    new += self.feeds.receive(feed, entries)
                 except CollectiveError:
                     complete = False
             self.changed()
             finish(complete, new > 0)
 
-        world.carry(self.name, peer, 100 * len(after), answer)
+        world.carry(self.name, peer, 100 * len(feeds), answer)
         world.at(world.now + PULL_TIMEOUT_SECONDS, lambda: finish(False, False))
 
     def _set_alarm(self) -> None:

@@ -279,6 +279,14 @@ class Facts:
         )
         return [as_bytes(feed) for (feed,) in rows if feed in wanted]
 
+    def is_public_snapshot_for(self, member_domain: str, store_id: bytes, version_id: bytes) -> bool:
+        """Whether a version is the public part of a snapshot, and the member hosts that DataStore."""
+        row = self._one(
+            "SELECT 1 FROM snapshots s JOIN feeds f ON f.id = s.feed WHERE f.feed_id = ? AND s.public_version = ?",
+            store_id, version_id,
+        )  # fmt: skip
+        return row is not None and member_domain in self.store(store_id).hosts
+
     # ------------------------------------------------------------ versions and holders
 
     def layout(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:

@@ -31,7 +31,9 @@ COPIES_PER_ROUND = 256
 # a version that a file has, or had and can have again; hosts cannot see that and count every one not released
 _LIVE = (
     "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.id)"
-    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id))"
+    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id)"
+    " OR EXISTS (SELECT 1 FROM snapshots s WHERE s.feed = f.id"
+    " AND v.version_id IN (s.public_version, s.sealed_version)))"
 )
 _BY_ENTRY = "p.domain = v.writer"  # who holds a version by the very entry that names it (decision 0003)
 _HELD = (
@@ -158,10 +160,11 @@ def _state(ledger: Ledger, store_id: bytes, *, lost: Set[bytes] = frozenset(), w
             "SELECT e.seq, e.hash FROM entries e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ? AND e.seq = ?",
             store_id, limit - 1,
         )  # fmt: skip
-        if row is None:
-            return False
         head = feed_pb2.Position(
-            epoch_number=head.epoch_number, epoch_id=head.epoch_id, seq=limit - 1, hash=as_bytes(row[1])
+            epoch_number=head.epoch_number,
+            epoch_id=head.epoch_id,
+            seq=limit - 1,
+            hash=as_bytes(row[1]) if row is not None else b"",  # a snapshot stands for that entry
         )
         missing = [pair for pair in missing if as_int(pair[1]) < limit]
     stated = _stated_exceptions(ledger, store_id)

@@ -30,6 +30,9 @@ __all__ = ["coordinator", "node"]
 @click.option("--lane", default="", metavar="HOST:PORT", help="Lane port (default: the gRPC port + 1).")
 @click.option("--node-lane", default="", metavar="HOST:PORT", help="The carried node's lane (default: gRPC port + 2).")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, exists=True), help="The plan's JSON file.")
+@click.option(
+    "--without", multiple=True, metavar="MEMBER", help="Wake up in doubt without this member's answer (repeatable)."
+)
 @click.option("--debug", is_flag=True, help="Log everything.")
 @click.pass_context
 def coordinator(
@@ -41,6 +44,7 @@ def coordinator(
     lane: str,
     node_lane: str,
     config_file: Path | None,
+    without: tuple[str, ...],
     debug: bool,
 ) -> None:
     """Run this home's coordinator, with its storage node when --storage is given. Stops on SIGTERM."""
@@ -53,6 +57,7 @@ def coordinator(
         node_lane=node_lane or _next_port(grpc_address, 2),
         storage_bytes=parse_size(storage) if storage else section.storage_capacity,
         storage_path=str(home.storage_path(storage_path)),
+        without=without,
     )
     raise_memory_thresholds()
     start(_coordinate(home, settings, debug))

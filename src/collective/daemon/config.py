@@ -110,6 +110,7 @@ class CoordinatorSection(_Section):
     storage_path: str = ""
     listen: str = "127.0.0.1:8001"
     lane: str = ""
+    snapshot_entries: int = Field(default=10_000, ge=10)  # a DataStore's feed is folded after so many
 
 
 class CoordinatorConfig(_Section):

@@ -30,6 +30,7 @@ async def run_coordinator(
     """Serve until `stop` is set. Raises: Misconfigured, Conflict (home or port in use)."""
     with home.locked():
         ground = open_foundation(home, clock, observer, settings)
+        ground.catalog.excuse(settings.without)
         parts = assemble(ground)
         for warning in unbuilt_keys(ground.config):
             observer.event("config.warning", message=warning)
@@ -72,6 +73,9 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         tending = parts.tending(settings)
         await tending.begin(ground.config.datastores)
         begin("gossip", parts.gossiping.run())
+        begin("recall", parts.recall.run())
+        begin("hand over", parts.hand_over.run())
+        begin("snapshots", parts.snapshots.run())
         begin("background", tending.every_change())
         begin("copies", tending.make_copies())
         begin("writing", parts.writing.run())

@@ -39,7 +39,10 @@ DIAL_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class CoordinatorSettings:
-    """`listen` and `lane` are HOST:PORT (port 0: a free one); `storage_bytes` 0: no embedded node."""
+    """`listen` and `lane` are HOST:PORT (port 0: a free one); `storage_bytes` 0: no embedded node.
+
+    `without`: members whose answer is not awaited when this home wakes up in doubt.
+    """
 
     listen: str
     lane: str
@@ -47,6 +50,7 @@ class CoordinatorSettings:
     storage_bytes: int
     storage_path: str
     debug: bool = False
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

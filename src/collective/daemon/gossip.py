@@ -17,7 +17,7 @@ from collective.transfer.sync import EntryTaker
 __all__ = ["join_gossip"]
 
 
-def join_gossip(ground: Foundation) -> Gossiping:
+def join_gossip(ground: Foundation, taker: EntryTaker) -> Gossiping:
     """The driver of this home's gossip, not running yet.
 
     Without `enable_gossip` it keeps to the bootstrap peers and answers who asks. Homes that name an endpoint beyond
@@ -48,9 +48,7 @@ def join_gossip(ground: Foundation) -> Gossiping:
         only=None if federation.enable_gossip else frozenset(bootstrap),
         load=ground.home.saved_gossip,
         save=ground.home.save_gossip,
-        taker=EntryTaker(
-            ground.catalog, ground.bell, ground.channels, ground.observer, ground.writer, ground.after_receive
-        ),
+        taker=taker,
         read=ground.writer,
     )
     return Gossiping(parts, Random())

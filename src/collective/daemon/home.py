@@ -64,6 +64,10 @@ class Home:
         return self.path / "control.sock"
 
     @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
     def mounts(self) -> Path:
         return self.path / "mounts"
 

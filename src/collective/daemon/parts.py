@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from collective.admission import AdmissionDesk, admission_rows
 from collective.daemon.foundation import CoordinatorSettings, Foundation
 from collective.daemon.gossip import join_gossip
+from collective.daemon.snapshots import join_snapshots
 from collective.daemon.tending import Tending, pledge
 from collective.daemon.writing import Writing, join_writing
 from collective.health import StatusDesk, status_rows
@@ -24,8 +25,10 @@ from collective.transfer.repair import CopyMaker
 from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
 from collective.transfer.serve_changes import change_rows
 from collective.transfer.shown import NodePolicy
-from collective.transfer.sync import EntryServer
+from collective.transfer.snapshots import Snapshots
+from collective.transfer.sync import EntryServer, EntryTaker
 from collective.transfer.tickets import RpcTicketProvider
+from collective.transfer.waking import HandBackDesk, HandOver, Recall, waking_rows
 
 __all__ = ["Parts", "assemble"]
 
@@ -36,6 +39,9 @@ class Parts:
 
     foundation: Foundation
     gossiping: Gossiping
+    recall: Recall
+    hand_over: HandOver
+    snapshots: Snapshots
     copies: CopyMaker
     writing: Writing
     relay: RelayDesk
@@ -57,6 +63,7 @@ class Parts:
             *path_rows(paths),
             *admission_rows(self._admission()),
             *status_rows(self._status()),
+            *waking_rows(HandBackDesk(ground.catalog, ground.bell, ground.observer, ground.writer)),
         ]
 
     def lane_handlers(self) -> Mapping[int, LaneHandler]:
@@ -140,11 +147,21 @@ class Parts:
 def assemble(ground: Foundation) -> Parts:
     """Join the rooms."""
     own_domain = ground.own.member_domain
-    gossiping = join_gossip(ground)
+    snapshots = join_snapshots(ground)
+    taker = EntryTaker(
+        ground.catalog, ground.bell, ground.channels, ground.observer, ground.writer, ground.after_receive,
+        snapshots.taker.take,
+    )  # fmt: skip
+    gossiping = join_gossip(ground, taker)
     policy = NodePolicy(own_domain, ground.household.keys.signing_key.public_key(), ground.tickets.policy_epoch)
     return Parts(
         foundation=ground,
         gossiping=gossiping,
+        recall=Recall(ground.catalog, taker, ground.book, ground.bell, ground.clock, ground.observer),
+        hand_over=HandOver(
+            ground.catalog, ground.book, ground.channels, ground.bell, ground.clock, ground.observer, ground.writer
+        ),
+        snapshots=snapshots,
         copies=CopyMaker(
             ground.catalog, ground.nodes, ground.book, ground.channels, ground.observer, own_domain
         ),

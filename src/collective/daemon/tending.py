@@ -109,6 +109,8 @@ class Tending:
         Separate nodes that have not registered since the start stay on it while `keeps_absent`: a coordinator that was
         started a moment ago does not know better, and looks for the heads they keep where the card says they are.
         """
+        if self.catalog.is_doubtful():
+            return  # nothing is signed now; it is said when the doubt is over
         own = next(m for m in self.catalog.members() if m.domain == self.household.member_domain)
         cards = self.nodes.cards()
         if own.card is not None and keeps_absent:
@@ -128,7 +130,9 @@ class Tending:
         self.bell.ring()
 
     async def make_datastores(self, configured: Iterable[DataStoreConfig]) -> None:
-        """Make the DataStores of the configuration that are not there yet."""
+        """Make the DataStores of the configuration that are not there yet; in doubt that is left to the next start."""
+        if self.catalog.is_doubtful():
+            return
         own = self.household.member_domain
         existing = {store.path for store in self.catalog.datastores() if store.owner == own}
         for wanted in configured:

@@ -12,13 +12,13 @@ offered it meanwhile is compared with again afterwards. Comparisons without prog
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from blake3 import blake3
 
-from collective.gossip.dissemination import Head
+from collective.gossip.dissemination import NOWHERE, Head, Place
 from collective.gossip.settings import GossipSettings
 from collective.wire.feed_pb2 import FeedHead, Position
 from collective.wire.gossip_pb2 import Digest
@@ -45,9 +45,9 @@ def head_of(told: FeedHead) -> Head:
 
 
 class Difference(NamedTuple):
-    """What a digest showed: feeds to pull (after which seq), and heads that the other lacks."""
+    """What a digest showed: feeds to pull, and heads that the other lacks."""
 
-    missing_here: dict[bytes, int]
+    missing_here: list[bytes]
     missing_there: list[tuple[bytes, Head]]
 
 
@@ -156,16 +156,16 @@ class AntiEntropy:
 
     def compare(self, peer: str, digest: Digest, complete: bool) -> Difference:
         """What is missing on either side. `complete`: what the digest's range does not name, the peer has not."""
-        missing_here: dict[bytes, int] = {}
+        missing_here: list[bytes] = []
         missing_there: list[tuple[bytes, Head]] = []
         theirs = {told.feed_id: head_of(told) for told in digest.heads}
         for feed, head in theirs.items():
             mine = self.heads.get(feed)
             if self._newer(head, mine):
-                missing_here[feed] = mine.seq if mine else 0
-            elif mine is not None and mine.seq == head.seq and mine.hash != head.hash:
+                missing_here.append(feed)
+            elif mine is not None and mine.place == head.place and mine.hash != head.hash:
                 if self._first_dispute(feed, head.hash):
-                    missing_here[feed] = mine.seq - 1  # two heads for one place: fetched once, as evidence
+                    missing_here.append(feed)  # two heads for one place: fetched once, as evidence
             elif mine is not None and mine != head and self.may_follow(peer, feed):
                 missing_there.append((feed, mine))
         if complete:
@@ -180,13 +180,13 @@ class AntiEntropy:
 
     # ------------------------------------------------------------ pulling
 
-    def begin_pull(self, peer: str, ranges: Mapping[bytes, int]) -> dict[bytes, int]:
+    def begin_pull(self, peer: str, feeds: Collection[bytes]) -> list[bytes]:
         """Which of the feeds to pull from this peer now; the others are on their way from somebody else."""
         if any(source == peer for source in self.pulling.values()):
             self._offered.add(peer)
-            return {}
-        free = {feed: after for feed, after in ranges.items() if feed not in self.pulling}
-        if len(free) < len(ranges):
+            return []
+        free = [feed for feed in feeds if feed not in self.pulling]
+        if len(free) < len(feeds):
             self._offered.add(peer)
         self.pulling.update(dict.fromkeys(free, peer))
         return free
@@ -198,15 +198,15 @@ class AntiEntropy:
         for other in sorted(offered):
             self.want(other, now)
 
-    def behind(self, peer: str, known: Mapping[bytes, int]) -> tuple[int, int]:
+    def behind(self, peer: str, known: Mapping[bytes, Place]) -> tuple[int, int]:
         """(entries the peer lacks, entries lacking here) as far as is known."""
-        there = sum(max(0, self.heads[feed].seq - known.get(feed, 0)) for feed in self._shared(peer))
-        here = sum(max(0, seq - (self.heads[feed].seq if feed in self.heads else 0)) for feed, seq in known.items())
+        there = sum(_steps(known.get(feed, NOWHERE), self.heads[feed].place) for feed in self._shared(peer))
+        here = sum(_steps(self.heads[feed].place if feed in self.heads else NOWHERE, at) for feed, at in known.items())
         return there, here
 
-    def known_all(self, peer: str) -> dict[bytes, int]:
+    def known_all(self, peer: str) -> dict[bytes, Place]:
         """What a peer has whose summary is ours."""
-        return {feed: self.heads[feed].seq for feed in self._shared(peer)}
+        return {feed: self.heads[feed].place for feed in self._shared(peer)}
 
     def _shared(self, peer: str) -> Iterable[bytes]:
         return [feed for feed in self.heads if self.may_follow(peer, feed) and self.may_follow(self.own, feed)]
@@ -221,4 +221,11 @@ class AntiEntropy:
 
     @staticmethod
     def _newer(head: Head, mine: Head | None) -> bool:
-        return head.seq > 0 and (mine is None or head.seq > mine.seq)
+        return head.seq > 0 and (mine is None or head.place > mine.place)
+
+
+def _steps(behind: Place, ahead: Place) -> int:
+    """How many entries lie between, as far as that can be told: across epochs at least one."""
+    if ahead <= behind:
+        return 0
+    return ahead[1] - behind[1] if ahead[0] == behind[0] else max(1, ahead[1] - behind[1])

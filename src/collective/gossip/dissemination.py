@@ -21,13 +21,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from collective.gossip.settings import GossipSettings
 
-__all__ = ["MAX_PUSH_BYTES", "NOBODY", "Dissemination", "Head", "Interval", "Part", "divide"]
+__all__ = ["MAX_PUSH_BYTES", "NOBODY", "NOWHERE", "Dissemination", "Head", "Interval", "Part", "Place", "divide"]
 
 Key = TypeVar("Key", bound=Hashable)
 MAX_PUSH_BYTES = 64 * 1024  # entries of one feed in a push; what is larger is pulled
 MAX_HOT = 1024  # feeds, statements and suspicions that are told on at once
 LINGER_ROUNDS = 4  # entries stay at hand so long after they were last told on: somebody may just be asking
 MOST_PER_ROUND = 256  # of each, to one peer in one round
+
+
+Place = tuple[int, int]
+"""(epoch number, seq): the order in which a feed's heads follow each other. A later epoch leaves behind what stood past
+its base, so a head may be newer than another of a higher seq."""
+NOWHERE: Place = (0, 0)
 
 
 class Head(NamedTuple):
@@ -37,6 +43,10 @@ class Head(NamedTuple):
     epoch_id: bytes
     seq: int
     hash: bytes
+
+    @property
+    def place(self) -> Place:
+        return self.epoch_number, self.seq
 
 
 class Interval(NamedTuple):
@@ -147,7 +157,7 @@ class Dissemination:
         news = self.feeds.get(feed)
         if news is None:
             return
-        if head.seq >= news.head.seq:
+        if head.place >= news.head.place:
             news.has_it.add(peer)
             news.echoes_left -= answer
         elif answer:

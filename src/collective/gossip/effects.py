@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from collective.gossip.membership import State
@@ -30,10 +29,10 @@ class Deliver:
 
 @dataclass(frozen=True)
 class Pull:
-    """Ask a peer for what comes after these seqs, apply it, then call `pulled`."""
+    """Ask a peer for what these feeds have past their heads here, apply it, then call `pulled`."""
 
     peer: str
-    after: Mapping[bytes, int]
+    feeds: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from collective.gossip.dissemination import MAX_PUSH_BYTES, Head, Interval
+from collective.gossip.dissemination import MAX_PUSH_BYTES, NOWHERE, Head, Interval, Place
 from collective.gossip.effects import Effect, MemberView
 from collective.gossip.listening import Listener
 from collective.wire.feed_pb2 import Endpoint
@@ -66,19 +66,19 @@ class Engine(Listener):
     def advanced(self, feed: bytes, head: Head, entries: Sequence[tuple[int, bytes]], now: float) -> list[Effect]:
         """A feed has got to `head` here, by its writer here or by what came. `entries` (seq, bytes) lead up to it."""
         before = self.entropy.heads.get(feed)
-        if before is not None and head.seq <= before.seq:
-            return self._finish()
         self.entropy.heads[feed] = head
+        if before is not None and head.place <= before.place:
+            return self._finish()  # un-applied here: what takes its place is no news yet
         arriving = self._arriving.get(feed)
-        if arriving is not None and head.seq >= arriving.seq:
+        if arriving is not None and head.place >= arriving.place:
             del self._arriving[feed]
         if sum(len(raw) for _, raw in entries) > MAX_PUSH_BYTES or not entries or entries[-1][0] != head.seq:
             entries = ()
         peers = self.membership.peers
-        had_it = {name for name in self.membership.live() if peers[name].known.get(feed, 0) >= head.seq}
+        had_it = {name for name in self.membership.live() if peers[name].known.get(feed, NOWHERE) >= head.place}
         interval = arriving.interval if arriving else Interval(self.own, self.own)
         parts = self.dissemination.advanced(feed, head, entries, self._followers(feed), interval, had_it, now)
-        if head.seq < arriving.seq if arriving else feed in self.entropy.pulling:
+        if head.place < arriving.place if arriving else feed in self.entropy.pulling:
             parts = []  # catching up with what is news to nobody but this member: rounds are enough
         for part in parts:
             self._push(part.target, feed, entries, part.interval)
@@ -144,6 +144,10 @@ class Engine(Listener):
                 for rumour in rumours:
                     self._add_rumour(peer, rumour)
         return self._finish()
+
+    def known(self) -> dict[str, Mapping[bytes, Place]]:
+        """How far every other member's feeds are, as it told itself."""
+        return {domain: peer.known for domain, peer in self.membership.peers.items() if peer.compared}
 
     def members(self) -> list[MemberView]:
         """Everybody, in order of names."""

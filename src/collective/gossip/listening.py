@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collective.core.errors import CollectiveError, Refused
 from collective.gossip.antientropy import feed_head, head_of
-from collective.gossip.dissemination import NOBODY, Interval, divide
+from collective.gossip.dissemination import NOBODY, NOWHERE, Interval, divide
 from collective.gossip.effects import Deliver, Effect, Learned
 from collective.gossip.membership import Peer
 from collective.gossip.messages import MAX_REPEATED, MOST_LEAP, Opened, open_heartbeat
@@ -125,18 +125,20 @@ class Listener(Speaker):
     def _take_push(self, peer: Peer, push: Push, answer: bool, now: float) -> None:
         feed, head = push.head.feed_id, head_of(push.head)
         here = self._here(feed)
-        if head.seq <= here and feed in self.dissemination.feeds:
+        epoch, seq = here
+        if head.place <= here and feed in self.dissemination.feeds:
             self._pass_on(feed, Interval(push.after, push.up_to), peer.domain)  # it came another way before
-        if head.seq <= here or not self._may_follow(self.own, feed):
+        if head.place <= here or not self._may_follow(self.own, feed):
             self._take_notice(peer, Notice(head=push.head, first_seq=push.first_seq), answer, now)
             return
-        peer.known[feed] = max(peer.known.get(feed, 0), head.seq)
-        if push.entries and push.first_seq <= here + 1 and push.first_seq + len(push.entries) == head.seq + 1:
-            self._arriving[feed] = Arriving(head.seq, Interval(push.after, push.up_to), peer.domain)
-            fresh = tuple(push.entries[here + 1 - push.first_seq :])
+        peer.known[feed] = max(peer.known.get(feed, NOWHERE), head.place)
+        follow = epoch in (0, head.epoch_number) and push.first_seq <= seq + 1  # a new epoch may not go on from here
+        if push.entries and follow and push.first_seq + len(push.entries) == head.seq + 1:
+            self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
+            fresh = tuple(push.entries[seq + 1 - push.first_seq :])
             self._effects.append(Deliver(peer.domain, feed, fresh))
-        elif self._pull(peer.domain, {feed: here}):
-            self._arriving[feed] = Arriving(head.seq, Interval(push.after, push.up_to), peer.domain)
+        elif self._pull(peer.domain, [feed]):
+            self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
 
     def _pass_on(self, feed: bytes, interval: Interval, source: str) -> None:
         """Serve a part of the ring with news that is here already."""
@@ -152,16 +154,19 @@ class Listener(Speaker):
             self.entropy.want(peer.domain, now)  # what says that this member may follow it has not arrived
             return
         self.dissemination.told(peer.domain, feed, head, answer)
-        peer.known[feed] = max(peer.known.get(feed, 0), head.seq)
+        peer.known[feed] = max(peer.known.get(feed, NOWHERE), head.place)
         here = self._here(feed)
-        if head.seq > here:
-            if not 0 < notice.first_seq <= here + 1 or answer:
-                self._pull(peer.domain, {feed: here})
+        if head.place > here:
+            follow = here[0] in (0, head.epoch_number) and 0 < notice.first_seq <= here[1] + 1
+            if not follow or answer:
+                self._pull(peer.domain, [feed])
             elif feed not in self.entropy.pulling and self._may_ask(feed, now):
                 self._notice(peer.domain, feed, answer=True)
         elif feed in self.entropy.heads and self._may_follow(peer.domain, feed):
             if not answer:
                 self._notice(peer.domain, feed, answer=True)
+            elif head.epoch_number not in (0, self.entropy.heads[feed].epoch_number):
+                self._push(peer.domain, feed, (), NOBODY)  # its chain may end elsewhere than ours goes on: it pulls
             elif entries := self.dissemination.entries_after(feed, head.seq):
                 self._push(peer.domain, feed, entries, NOBODY)
 
@@ -189,11 +194,10 @@ class Listener(Speaker):
     def _take_digest(self, peer: Peer, message: GossipMessage, now: float) -> None:
         digest, complete = message.digest, not message.answer
         for told in digest.heads:
-            peer.known[told.feed_id] = told.head.seq
+            peer.known[told.feed_id] = head_of(told).place
         peer.compared = True
         difference = self.entropy.compare(peer.domain, digest, complete)
-        wanted_here = {feed: after for feed, after in difference.missing_here.items() if feed not in self._arriving}
-        self._pull(peer.domain, wanted_here)
+        self._pull(peer.domain, [feed for feed in difference.missing_here if feed not in self._arriving])
         self.entropy.answered(peer.domain)
         newer, older = self.statements.differing(digest.stamps, complete and not digest.from_feed.strip(b"\0"))
         for domain in sorted({*newer, *digest.wanted}):

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
 
+from collective.gossip.dissemination import Place
 from collective.gossip.messages import MAX_ACCUSERS, ReplayWindow
 from collective.gossip.settings import GossipSettings
 
@@ -58,7 +59,7 @@ class Peer:
     look_at: float = 0.0  # the next second look, or the next dialling
     backoff: float = 0.0
     window: ReplayWindow = field(default_factory=ReplayWindow)
-    known: dict[bytes, int] = field(default_factory=dict)
+    known: dict[bytes, Place] = field(default_factory=dict)
     compared: bool = False  # whether heads were ever compared with it
 
 

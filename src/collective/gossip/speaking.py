@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from collective.gossip.antientropy import AntiEntropy, MayFollow, feed_head
-from collective.gossip.dissemination import Dissemination, Head, Interval
+from collective.gossip.dissemination import NOWHERE, Dissemination, Head, Interval, Place
 from collective.gossip.effects import Effect, Persist, Pull, Send, StateChanged
 from collective.gossip.membership import REACHABLE, Ask, Changed, Membership, Nack, Peer, Ping, State
 from collective.gossip.messages import Opened, Sign, Verify, Versions, seal
@@ -25,7 +25,7 @@ NO_HEAD = Head(0, b"", 0, b"")
 class Arriving:
     """Entries handed to the catalogue or being pulled because of a push, and where to pass them on."""
 
-    seq: int
+    place: Place
     interval: Interval
     peer: str
 
@@ -131,17 +131,17 @@ class Speaker:
         signed = SignedGossip.FromString(statement.raw)
         self._outbox.to(peer, signed).statements.append(signed)
 
-    def _pull(self, peer: str, after: Mapping[bytes, int]) -> bool:
-        free = self.entropy.begin_pull(peer, after) if after else {}
+    def _pull(self, peer: str, feeds: Collection[bytes]) -> bool:
+        free = self.entropy.begin_pull(peer, feeds) if feeds else []
         if free:
-            self._effects.append(Pull(peer, free))
+            self._effects.append(Pull(peer, tuple(free)))
         return bool(free)
 
-    def _here(self, feed: bytes) -> int:
+    def _here(self, feed: bytes) -> Place:
         """How far a feed has got, what is on its way to the catalogue included."""
         head = self.entropy.heads.get(feed)
         arriving = self._arriving.get(feed)
-        return max(head.seq if head else 0, arriving.seq if arriving else 0)
+        return max(head.place if head else NOWHERE, arriving.place if arriving else NOWHERE)
 
     def _is_live(self, peer: str) -> bool:
         known = self.membership.peers.get(peer)

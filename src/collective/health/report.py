@@ -11,6 +11,7 @@ from collective.core.clock import Clock
 from collective.core.sizes import format_size
 from collective.gossip import State
 from collective.health.changes import ChangesReport
+from collective.health.doubt import doubt_document, doubt_findings
 from collective.health.finding import Finding
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
@@ -52,6 +53,7 @@ class StatusDesk:
     def document(self, connections: bool) -> dict[str, object]:
         """The report as plain values; sizes in bytes, times in seconds."""
         findings = [
+            *doubt_findings(self.catalog),
             *self._node_findings(),
             *self._store_findings(),
             *self._peer_findings(),
@@ -64,6 +66,7 @@ class StatusDesk:
             "findings": [finding.__dict__ for finding in findings],
             "address": str(self.own.address),
             "federation": self.own.federation_domain,
+            "doubt": doubt_document(self.catalog),
             "nodes": [self._node(node) for node in self.nodes.all()],
             "relayed_bytes": self.relayed_bytes(),
             "peers": [self._peer(domain, state) for domain, state in sorted(self.peers().items())],
@@ -185,12 +188,6 @@ class StatusDesk:
                 yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
 
     def _own_findings(self) -> Iterable[Finding]:
-        for feed_id in self.catalog.doubtful_feeds():
-            yield Finding(
-                "error",
-                f"the database is older than what was told to others (feed {feed_id.hex()[:12]})",
-                "restore the newest catalog.db; nothing is written to that feed until then",
-            )
         left = self.own.not_after - self.clock.wall()
         if left < CERTIFICATE_WARNING_SECONDS:
             yield Finding(

@@ -13,7 +13,7 @@ import contextlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from collective.catalog import Reader, VersionReference
+from collective.catalog import VersionReference
 from collective.chunks import HASH_BYTES, compute_layout_hash, open_key_page, open_segments, page_name, verify_hashes
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Corrupt, NotFound, Refused, Unreachable
@@ -28,7 +28,7 @@ from collective.core.layout import (
     segment_count,
 )
 from collective.core.observe import Observer
-from collective.transfer.holders import Dial, Holder, LanePool, TicketProvider
+from collective.transfer.holders import Dial, Holder, LanePool, TicketProvider, VersionFacts
 from collective.wire import control_pb2
 
 __all__ = ["Fetcher", "VersionSource"]
@@ -48,7 +48,7 @@ BUFFERS_KEPT = 16
 class Fetcher:
     """Opens versions for one process. Lanes, buffers and counters are shared by all of them."""
 
-    reader: Reader
+    reader: VersionFacts
     provider: TicketProvider
     dial: Dial
     own_domain: str

@@ -95,14 +95,16 @@ def read_heads(catalog: Catalog) -> dict[bytes, Head]:
     }
 
 
-def read_moved(catalog: Catalog, seen: Mapping[bytes, int]) -> list[Moved]:
-    """What got beyond the seqs in `seen`, in the order in which feeds depend on each other."""
-    heads = {feed: head for feed, head in read_heads(catalog).items() if head.seq > seen.get(feed, 0)}
+def read_moved(catalog: Catalog, seen: Mapping[bytes, Head]) -> list[Moved]:
+    """What has another head than in `seen`, in the order in which feeds depend on each other."""
+    heads = {feed: head for feed, head in read_heads(catalog).items() if head != seen.get(feed)}
     moved = []
     for feed in catalog.in_dependency_order(heads):
-        head, after = heads[feed], seen.get(feed, 0)
+        head, before = heads[feed], seen.get(feed)
+        after = before.seq if before is not None else 0
         entries: list[tuple[int, bytes]] = []
-        if head.seq - after <= NEWS_ENTRIES:
+        same_epoch = before is None or before.epoch_id == head.epoch_id
+        if same_epoch and 0 < head.seq - after <= NEWS_ENTRIES:
             raws = catalog.entries_after(feed, after, max_bytes=NEWS_BYTES, max_entries=NEWS_ENTRIES)
             entries = list(enumerate(raws, after + 1))
         moved.append(Moved(feed, head, entries))

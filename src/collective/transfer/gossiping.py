@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -27,6 +27,7 @@ from collective.gossip import (
     Effect,
     Engine,
     GossipSettings,
+    Head,
     Learned,
     Persist,
     Pull,
@@ -47,8 +48,9 @@ from collective.transfer.gossip_view import (
     read_view,
 )
 from collective.transfer.peers import PeerBook
-from collective.transfer.sync import EntryTaker
+from collective.transfer.sync import EntryTaker, Pulled
 from collective.wire import control_pb2
+from collective.wire.feed_pb2 import FeedHead, Position
 from collective.wire.gossip_pb2 import GossipMessage, GossipType, SignedGossip
 
 __all__ = ["GossipParts", "Gossiping"]
@@ -101,7 +103,7 @@ class Gossiping:
         self._running: asyncio.TaskGroup | None = None
         self._alarm = asyncio.Event()
         self._looking = asyncio.Lock()
-        self._seen: dict[bytes, int] = {}
+        self._seen: dict[bytes, Head] = {}
         self._view_due = 0.0
         self._queues: dict[str, deque[bytes]] = {}
         self._deliveries: asyncio.Queue[Deliver] = asyncio.Queue(DELIVERIES_WAITING)
@@ -138,7 +140,7 @@ class Gossiping:
         async with asyncio.TaskGroup() as group:
             self._running = group
             try:
-                self._seen = {feed: head.seq for feed, head in read_heads(parts.catalog).items()}
+                self._seen = read_heads(parts.catalog)
                 self._take_view(read_view(parts.catalog, parts.clock.wall()))
                 self._start()
                 group.create_task(self._deliver_for_ever(), name="gossip deliveries")
@@ -183,7 +185,7 @@ class Gossiping:
                 self._carry_out(self._engine.set_roster(self._roster(), now))
                 self._carry_out(self._engine.describe(parts.own.endpoints, view.datastores, now))
             for news in moved:
-                self._seen[news.feed] = news.head.seq
+                self._seen[news.feed] = news.head
                 self._carry_out(self._engine.advanced(news.feed, news.head, news.entries, now))
             if view is not None:
                 self._carry_out(self._engine.rights_changed(now))
@@ -199,13 +201,19 @@ class Gossiping:
         return view, moved
 
     def _take_view(self, view: View) -> None:
+        for domain, places in self._engine.known().items():
+            heads = [FeedHead(feed_id=feed, head=Position(seq=seq)) for feed, (_, seq) in places.items()]
+            self._parts.catalog.note_heads(domain, heads)  # entries are dropped when everybody is past them
         self._view = self._parts.keys.view = view
         self._view_due = self._parts.clock.monotonic() + RIGHTS_SECONDS
         self._places.clear()
 
     def _roster(self) -> set[str]:
-        known = (self._view.roster | set(self._parts.bootstrap)) - self._view.removed
-        only = self._parts.only
+        """Members, and who is known from earlier: a home that lost its database has no others."""
+        parts = self._parts
+        earlier = parts.book.domains(parts.own.domain)
+        known = {*self._view.roster, *parts.bootstrap, *earlier} - self._view.removed
+        only = parts.only
         return set(known) if only is None else {each for each in known if each in only or self._is_known(each)}
 
     def _is_known(self, domain: str) -> bool:
@@ -260,8 +268,8 @@ class Gossiping:
                         self._deliveries.put_nowait(effect)
                     except asyncio.QueueFull:
                         self._carry_out(self._engine.refused(peer, feed, parts.clock.monotonic()))
-                case Pull(peer, after):
-                    self._spawn(self._pull(peer, dict(after)), f"pull from {peer}")
+                case Pull(peer, feeds):
+                    self._spawn(self._pull(peer, feeds), f"pull from {peer}")
                 case Learned(domain, endpoints):
                     parts.book.learn(domain, endpoints)
                     self._places.pop(domain, None)
@@ -377,14 +385,14 @@ class Gossiping:
                     self._parts.observer.event("gossip.unexpected", what="deliver", error=told)
                 self._carry_out(self._engine.refused(batch.peer, batch.feed, self._parts.clock.monotonic()))
 
-    async def _pull(self, peer: str, after: Mapping[bytes, int]) -> None:
-        new, complete = 0, False
+    async def _pull(self, peer: str, feeds: Sequence[bytes]) -> None:
+        pulled = Pulled(progress=False, complete=False)
         try:
             async with self._pulls:
-                place = self._places_of(peer)[0]
-                new, complete = await self._parts.taker.pull(peer, place, after)
+                pulled = await self._parts.taker.pull(peer, self._places_of(peer)[0], feeds)
                 await self._report()  # the next comparison must see what came
         except CollectiveError as error:
             self._parts.observer.event("sync.broken", peer=peer, reason=error.message)
         finally:
-            self._carry_out(self._engine.pulled(peer, complete, new > 0, self._parts.clock.monotonic()))
+            now = self._parts.clock.monotonic()
+            self._carry_out(self._engine.pulled(peer, pulled.complete, pulled.progress, now))

@@ -19,7 +19,7 @@ from collective.core.errors import CollectiveError, NotFound, Refused, Unreachab
 from collective.net.lane import LaneConnection
 from collective.wire import control_pb2, feed_pb2, lane_pb2
 
-__all__ = ["Dial", "Holder", "LanePool", "TicketProvider"]
+__all__ = ["Dial", "Holder", "LanePool", "TicketProvider", "VersionFacts"]
 
 LANES_PER_NODE = 2  # one connection tops out at a core's TLS
 CALL_TIMEOUT_SECONDS = 10.0
@@ -30,6 +30,20 @@ NODES_PER_HOLDER = 32
 FAILURES_KEPT = 256
 REST_AFTER_FAILED_DIAL = 10.0  # times as long as the dial took: a black hole costs at most a tenth of the time
 Dial = Callable[[FederatedAddress, str], Awaitable[LaneConnection]]
+
+
+class VersionFacts(Protocol):
+    """What a fetch asks of the catalogue about a version."""
+
+    def layout(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout: ...
+
+    def holders(self, store_id: bytes, version_id: bytes) -> list[str]: ...
+
+    def partial_holders(self, store_id: bytes, version_id: bytes) -> list[str]: ...
+
+    def page(self, name: bytes) -> bytes | None: ...
+
+    def store_key(self, key_name: bytes) -> bytes | None: ...
 
 
 class TicketProvider(Protocol):

@@ -42,6 +42,15 @@ class NodeHeads:
     def newest(self, feed_id: bytes) -> feed_pb2.Position | None:
         return self._local.newest(feed_id)
 
+    def feeds(self) -> set[bytes]:
+        return self._local.feeds()
+
+    def recovered(self) -> bool:
+        return self._local.recovered()
+
+    def settle(self) -> None:
+        self._local.settle()
+
     def keep(self, feed_id: bytes, position: feed_pb2.Position) -> None:
         """Called on the catalogue's writer thread. Raises: as the local keeper; never because of a node."""
         telling = self._begin_telling(feed_id, position)
@@ -91,11 +100,10 @@ async def compare_heads(catalog: Catalog, nodes: NodeDirectory, observer: Observ
             reply = lane_pb2.HeadsReply.FromString(await nodes.call(node, lane_pb2.LANE_HEADS, lane_pb2.HeadsRequest()))
             rows = [feed_pb2.FeedHead.FromString(row) for row in reply.heads]
             kept = {row.feed_id: row.head for row in rows}
-            for feed_id, here in catalog.own_heads().items():  # read after what the node said: never behind it
-                there = kept.get(feed_id)
-                if there is not None and catalog.hear_head(feed_id, there):
-                    continue
-                if there is None or there != here:
+            # read after what the node said: never behind it, unless the database is; it may lack the feed altogether
+            doubtful = {feed_id for feed_id, there in kept.items() if catalog.hear_head(feed_id, there)}
+            for feed_id, here in catalog.own_heads().items():
+                if feed_id not in doubtful and kept.get(feed_id) != here:
                     await nodes.call(node, lane_pb2.LANE_KEEP_HEAD, _keep_request(feed_id, here))
         except (CollectiveError, DecodeError) as error:
             observer.event("heads.node_away", node=str(node.address), reason=str(error))

@@ -51,6 +51,8 @@ class Refetcher:
 
     async def tick(self, now: float) -> None:
         """One round, `now` in monotonic seconds. Raises: Unreachable while a node that may have it does not answer."""
+        if self.catalog.is_doubtful():
+            return  # nothing can be stated now
         await self._state_losses()
         for version in self.catalog.versions_lost():
             not_before, pause = self._pauses.get(version[1], (0.0, FIRST_PAUSE_SECONDS))

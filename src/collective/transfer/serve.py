@@ -70,6 +70,7 @@ class FederationDesk:
         if request.federation_domain != identity.federation_domain:
             raise Refused(f"{identity.address} is of {identity.federation_domain}, not {request.federation_domain}")
         self.book.learn(identity.member_domain, request.endpoints)
+        self.catalog.note_heads(identity.member_domain, request.heads)
         own = introduce(self.catalog, self.introduction())
         reply = control_pb2.PeerConnectReply()
         reply.ParseFromString(own.SerializeToString())  # the same fields under the same numbers
@@ -142,7 +143,8 @@ class FederationDesk:
     def _readable_layout(self, identity: PeerIdentity, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
         """The layout, when the caller may read it and this member holds it; otherwise one answer for all."""
         verdict = self.catalog.may(identity.address, feed_pb2.READ, store_id, now=self.clock.wall())
-        if not verdict.allowed:
+        hosted = self.catalog.is_public_snapshot_for(identity.member_domain, store_id, version_id)
+        if not verdict.allowed and not (hosted and identity.kind is ComponentKind.COORDINATOR):
             self.observer.event("access.refused", caller=str(identity.address), right="READ", reason=verdict.reason)
             raise NotFound("no such version here for you")
         here = [*self.catalog.holders(store_id, version_id), *self.catalog.partial_holders(store_id, version_id)]

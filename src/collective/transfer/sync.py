@@ -1,26 +1,28 @@
-"""Ranges of entries between members: what a feed has past a seq, asked for and answered by one stream.
+"""Ranges of entries between members: what a feed has past a head, asked for and answered by one stream.
 
-Gossip decides who asks whom for what (`gossiping`); this moves it. The answering side judges anew before every message
-what the asker may follow, and sends root feed, member feeds, then store feeds: an entry is judged by what stands in the
-feeds before it. Whatever arrives is verified by the catalogue exactly as if its writer had sent it.
+Gossip decides who asks whom for what (`gossiping`), waking up asks everybody for everything (`waking`); this moves it.
+The answering side judges anew before every message what the asker may follow, and sends root feed, member feeds, then
+store feeds: an entry is judged by what stands in the feeds before it. It finds where its chain meets the head that was
+told, and offers a snapshot where that stands in for entries. Whatever arrives is verified by the catalogue as if its
+writer had sent it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from collective.catalog import Catalog, Gap
+from collective.catalog import Catalog, Gap, position_in
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Unreachable
+from collective.core.errors import CollectiveError, Conflict, Unreachable
 from collective.core.observe import Observer
 from collective.net.channels import Channels
 from collective.transfer.events import ChangeBell
 from collective.wire import control_pb2, feed_pb2
 
-__all__ = ["EntryServer", "EntryTaker", "introduce"]
+__all__ = ["EntryServer", "EntryTaker", "Pulled", "introduce"]
 
 REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
 REPLY_ENTRIES = 256
@@ -48,18 +50,36 @@ class EntryServer:
     async def follow(
         self, member_domain: str, request: control_pb2.FollowRequest
     ) -> AsyncIterator[control_pb2.FollowReply]:
-        """What the feeds named have past the seqs named, as far as the member may follow them; then the end."""
-        sent = {head.feed_id: head.head.seq for head in request.heads}
-        for feed_id in self._catalog.in_dependency_order(sent):
-            while feed_id in self._catalog.feeds_for(member_domain, self._clock.wall()):
-                entries = self._catalog.entries_after(
-                    feed_id, sent[feed_id], max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
+        """What the feeds named, or all of them, have past the heads told, as far as the member may follow; the end."""
+        told = {head.feed_id: head.head for head in request.heads}
+        self._catalog.note_heads(member_domain, request.heads)
+        asked = self._may_follow(member_domain) if request.all_feeds else set(told)
+        for feed_id in self._catalog.in_dependency_order(asked):
+            theirs = told.get(feed_id)
+            while feed_id in self._may_follow(member_domain):
+                offer = self._catalog.snapshot_offer_for(feed_id, theirs, entries_wanted=request.entries_only)
+                if offer is not None:
+                    yield control_pb2.FollowReply(feed_id=feed_id, snapshot_entry=offer)
+                    break  # they start from it and ask anew
+                entries = self._catalog.entries_beyond(
+                    feed_id, theirs, max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
                 )
                 if not entries:
                     break
-                sent[feed_id] += len(entries)
+                theirs = position_in(entries[-1])
                 yield control_pb2.FollowReply(feed_id=feed_id, entries=entries)
         yield control_pb2.FollowReply(caught_up=True)
+
+    def _may_follow(self, member_domain: str) -> set[bytes]:
+        return self._catalog.feeds_for(member_domain, self._clock.wall())
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """How a pull ended: whether anything was new here, and whether nothing that was told is lacking any more."""
+
+    progress: bool
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,8 @@ class EntryTaker:
     observer: Observer
     write: Callable[[Callable[[], int]], Awaitable[int]]
     after_receive: Callable[[], Awaitable[None]]
+    take_snapshot: Callable[[str, bytes], Awaitable[bool]]  # (peer, entry that points to it)
+    _entries_only: set[str] = field(default_factory=set)  # peers from or through whom a snapshot could not be had
 
     async def take(self, domain: str, feed: bytes, entries: Sequence[bytes]) -> int:
         """Apply entries of one feed in order; how many were new. Raises: what the catalogue raises at the first bad."""
@@ -91,32 +113,54 @@ class EntryTaker:
             await self.after_receive()
         return new
 
-    async def pull(self, domain: str, endpoint: str, after: Mapping[bytes, int]) -> tuple[int, bool]:
-        """Ask for what comes after these seqs; (new entries, whether all that came fitted). Raises: Unreachable,
-        Refused.
-        """
-        heads = [feed_pb2.FeedHead(feed_id=feed, head=feed_pb2.Position(seq=seq)) for feed, seq in after.items()]
+    async def pull(self, domain: str, endpoint: str, feeds: Iterable[bytes] | None = None) -> Pulled:
+        """Ask for what these feeds, or all there are, have past our heads. Raises: Unreachable, Refused."""
+        here = self.catalog.heads()
+        nothing = feed_pb2.Position()
+        heads = [
+            feed_pb2.FeedHead(feed_id=feed, head=here.get(feed, nothing)) for feed in (here if feeds is None else feeds)
+        ]
+        request = control_pb2.FollowRequest(
+            heads=heads, entries_only=domain in self._entries_only, all_feeds=feeds is None
+        )
         stream = self.channels.stream(
             FederatedAddress("coord", domain),
             endpoint,
             "/collective.v1.Federation/Follow",
-            control_pb2.FollowRequest(heads=heads),
+            request,
             control_pb2.FollowReply,
         )
-        new, refused = 0, set[bytes]()
+        progress, complete, left = False, True, set[bytes]()
         try:
             while True:
                 try:
                     async with asyncio.timeout(SILENCE_SECONDS):
                         message = await anext(stream)
                 except StopAsyncIteration:
-                    return new, not refused
+                    return Pulled(progress, complete)
                 except TimeoutError:
                     raise Unreachable(f"{domain} has been silent for {SILENCE_SECONDS:.0f} s") from None
-                if message.entries and message.feed_id not in refused:
-                    try:
-                        new += await self.take(domain, message.feed_id, message.entries)
-                    except CollectiveError:
-                        refused.add(message.feed_id)  # told by `take`; the other feeds may be fine
+                try:
+                    if message.snapshot_entry:
+                        progress = await self._start_from(domain, message) or progress
+                        complete = False  # what follows it is asked for next
+                    elif message.entries and message.feed_id not in left:
+                        progress = await self.take(domain, message.feed_id, message.entries) > 0 or progress
+                except Conflict:
+                    left.add(message.feed_id)  # a fork, or a foreign entry of our own: that feed is taken no further
+                except CollectiveError:
+                    left.add(message.feed_id)  # told by `take`; the other feeds may be fine
+                    complete = False
         finally:
             await stream.aclose()
+
+    async def _start_from(self, domain: str, message: control_pb2.FollowReply) -> bool:
+        """Start a feed from a snapshot; a peer through whom it cannot be had is asked for entries the next time."""
+        try:
+            started = await self.take_snapshot(domain, message.snapshot_entry)
+        except CollectiveError as error:
+            self.observer.event("sync.snapshot_refused", peer=domain, feed=message.feed_id.hex(), reason=error.message)
+            self._entries_only.add(domain)
+            return False
+        self._entries_only.discard(domain)
+        return started

@@ -186,6 +186,12 @@ class FollowRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADS_FIELD_NUMBER: _builtins.int
+    ENTRIES_ONLY_FIELD_NUMBER: _builtins.int
+    ALL_FEEDS_FIELD_NUMBER: _builtins.int
+    entries_only: _builtins.bool
+    """a snapshot that was offered could not be had"""
+    all_feeds: _builtins.bool
+    """also what is not named: everything that the caller may follow"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
         """what the caller has; seq 0: nothing yet"""
@@ -194,10 +200,12 @@ class FollowRequest(_message.Message):
         self,
         *,
         heads: _abc.Iterable[_feed_pb2.FeedHead] | None = ...,
+        entries_only: _builtins.bool = ...,
+        all_feeds: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_feeds", b"all_feeds", "entries_only", b"entries_only", "heads", b"heads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,9 +218,12 @@ class FollowReply(_message.Message):
     FEED_ID_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ENTRY_FIELD_NUMBER: _builtins.int
     feed_id: _builtins.bytes
     caught_up: _builtins.bool
     """everything was sent"""
+    snapshot_entry: _builtins.bytes
+    """Entry that points to a snapshot to start from; no entries of that feed come before"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Entry, verbatim, in order"""
@@ -223,10 +234,11 @@ class FollowReply(_message.Message):
         feed_id: _builtins.bytes = ...,
         entries: _abc.Iterable[_builtins.bytes] | None = ...,
         caught_up: _builtins.bool = ...,
+        snapshot_entry: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "entries", b"entries", "feed_id", b"feed_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "entries", b"entries", "feed_id", b"feed_id", "snapshot_entry", b"snapshot_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -482,6 +494,48 @@ class CompleteCopyReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteCopyReply: _TypeAlias = CompleteCopyReply  # noqa: Y015
+
+@_typing.final
+class HandBackRequest(_message.Message):
+    """Answered when they are durable; may be repeated. What was absorbed already is absorbed once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEED_ID_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    feed_id: _builtins.bytes
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Entry, verbatim, in order; up to 256 and about 1 MiB"""
+
+    def __init__(
+        self,
+        *,
+        feed_id: _builtins.bytes = ...,
+        entries: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "feed_id", b"feed_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandBackRequest: _TypeAlias = HandBackRequest  # noqa: Y015
+
+@_typing.final
+class HandBackReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandBackReply: _TypeAlias = HandBackReply  # noqa: Y015
 
 @_typing.final
 class PingRequest(_message.Message):

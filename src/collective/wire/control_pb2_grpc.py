@@ -92,6 +92,11 @@ class FederationStub:
                 request_serializer=collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_control__pb2.ReadSegmentsReply.FromString,
                 _registered_method=True)
+        self.HandBack = channel.unary_unary(
+                '/collective.v1.Federation/HandBack',
+                request_serializer=collective_dot_wire_dot_control__pb2.HandBackRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.HandBackReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -172,6 +177,13 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandBack(self, request, context):
+        """Entries of the answering member's own feeds that a later epoch left behind and the caller still has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -229,6 +241,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.ReadSegments,
                     request_deserializer=collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.FromString,
                     response_serializer=collective_dot_wire_dot_control__pb2.ReadSegmentsReply.SerializeToString,
+            ),
+            'HandBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandBack,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.HandBackRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.HandBackReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -529,6 +546,33 @@ class Federation:
             '/collective.v1.Federation/ReadSegments',
             collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.SerializeToString,
             collective_dot_wire_dot_control__pb2.ReadSegmentsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Federation/HandBack',
+            collective_dot_wire_dot_control__pb2.HandBackRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.HandBackReply.FromString,
             options,
             channel_credentials,
             insecure,

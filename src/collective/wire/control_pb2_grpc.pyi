@@ -56,6 +56,8 @@ class FederationStub:
     """Inode numbers in such a DataStore for the caller's member to give out."""
     ReadSegments: _grpc.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]
     """Sealed segments of one chunk, where no lane of this member can be dialled."""
+    HandBack: _grpc.UnaryUnaryMultiCallable[_control_pb2.HandBackRequest, _control_pb2.HandBackReply]
+    """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -81,6 +83,8 @@ class FederationAsyncStub(FederationStub):
     """Inode numbers in such a DataStore for the caller's member to give out."""
     ReadSegments: _aio.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]  # type: ignore[assignment]
     """Sealed segments of one chunk, where no lane of this member can be dialled."""
+    HandBack: _aio.UnaryUnaryMultiCallable[_control_pb2.HandBackRequest, _control_pb2.HandBackReply]  # type: ignore[assignment]
+    """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     """What other members (and own components) ask."""
@@ -169,6 +173,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.ReadSegmentsReply], _abc.AsyncIterator[_control_pb2.ReadSegmentsReply]]:
         """Sealed segments of one chunk, where no lane of this member can be dialled."""
+
+    @_abc_1.abstractmethod
+    def HandBack(
+        self,
+        request: _control_pb2.HandBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HandBackReply, _abc.Awaitable[_control_pb2.HandBackReply]]:
+        """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
