@@ -178,6 +178,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
 async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
     """The change counter, each time it moved: told by the coordinator's lane, else seen in the database."""
     counter = side.reader.change_counter()
+    joined = -1
     lane: LaneConnection | None = None
     while True:
         try:
@@ -188,10 +189,12 @@ async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
         except CollectiveError:
             lane = None
             await asyncio.sleep(POLL_SECONDS)
-        fresh = side.reader.change_counter()
-        if fresh != counter:
-            counter = fresh
-            side.refresh_trust()
+        fresh = side.reader.counters()
+        if fresh.changes != counter:
+            counter = fresh.changes
+            if fresh.joined != joined:  # else nobody came or went
+                joined = fresh.joined
+                side.refresh_trust()
             yield counter
 
 
