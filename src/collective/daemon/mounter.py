@@ -22,7 +22,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
-from collective.daemon.home import Home
+from collective.daemon.home import Home, process_start
 from collective.daemon.mount_writing import open_writer
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
@@ -167,6 +167,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
     document = {
         "directory": str(options.directory),
         "pid": os.getpid(),
+        "started": process_start(os.getpid()),
         "bytes_by_member": bytes_by_member,
         "pending": writer.journal.unsettled_count if writer is not None else 0,
     }
