@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -221,6 +222,7 @@ class Collective:
         alice.run("datastore", "create", "/media/bench", "--strategy", "media", "--replicas", "1")
         alice.run("datastore", "grant", "/media/bench", "read", bob.identity)
         for part in self.parts:
+            print(f"storing {part}; 10,000 files take some minutes: an entry, synced, each", file=sys.stderr)
             done = alice.ask("put", str(self.source / part), f"/media/bench/{part}", timeout_seconds=3600)
             self.put_seconds[part] = float(done["seconds"])
         wait_until(lambda: _shows(bob, self.parts), "bob seeing what alice stored", timeout_seconds=120)

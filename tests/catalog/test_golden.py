@@ -18,8 +18,10 @@ from collective.catalog.entry import (
     root_feed_id,
     verify_signature,
 )
+from collective.catalog.folding import public_snapshot_key
 from collective.catalog.naming import conflict_name
 from collective.catalog.obstacles import token_of
+from collective.catalog.snapshot import parse_block, read_head
 from collective.wire import feed_pb2, submit_pb2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "feeds"
@@ -130,3 +132,32 @@ def test_leases_stand_in_the_sealed_part() -> None:
     (lease,) = sealed.leases
     assert (lease.member_domain, lease.first, lease.count) == ("bob.media.collective", 65_538, 65_536)
     assert sealed.next_number == 131_074
+
+
+def test_epochs_and_snapshots_written_once_read_the_same() -> None:
+    """An entry that opens an epoch, a pointer, a snapshot's head and rows, and the key of public snapshots."""
+    told = json.loads((GOLDEN / "waking.json").read_text())
+    base = feed_pb2.Position(epoch_number=1, epoch_id=b"e" * 16, seq=7, hash=b"h" * 32)
+    opening = feed_pb2.StorePublic(epoch_start=feed_pb2.EpochStart(base=base))
+    entry = build_entry(
+        KEY,
+        feed_pb2.Position(epoch_number=3, epoch_id=b"n" * 16, seq=7, hash=b"h" * 32),
+        feed_id=b"s" * 32,
+        lamport=9,
+        wall_milliseconds=1_700_000_000_000,
+        public_part=opening.SerializeToString(),
+    )
+    assert entry.raw.hex() == told["opening_entry"]
+    head = read_head(bytes.fromhex(told["snapshot_head"]), b"s" * 32, sealed=True)
+    assert (head.base, head.base_lamport) == (base, 8)
+    rows = parse_block(bytes.fromhex(told["snapshot_rows"]))
+    assert (rows.table, rows.row_count) == ("links", 2)
+    assert [(column.name, list(column.integers), list(column.strings)) for column in rows.columns] == [
+        ("parent", [1, -1], []),
+        ("name", [], [b"film.mkv", b""]),
+        ("inode", [2, 3], []),
+    ]
+    assert list(rows.columns[1].absent) == [1]
+    (pointer,) = feed_pb2.StorePublic.FromString(bytes.fromhex(told["pointer"])).snapshots
+    assert (pointer.base, pointer.public_version, pointer.sealed_version) == (base, b"p" * 16, b"q" * 16)
+    assert public_snapshot_key(b"s" * 32).hex() == told["public_snapshot_key"]

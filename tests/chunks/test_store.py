@@ -351,3 +351,33 @@ async def test_a_cached_read_is_the_same_or_says_no(tmp_path: Path) -> None:
     assert store.read_cached(sealed.id, 0, 5, out), "it was read a moment ago"
     assert out == sealed.sealed
     await store.close()
+
+
+async def test_what_is_missing_is_known_also_after_a_restart(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    """Set aside or gone, until it is put again; a torn line in the reasons costs nothing else."""
+    store = ChunkStore.open(tmp_path, capacity_bytes=1 << 30)
+    chunks = sorted((make_chunk(seed, 100 + seed) for seed in range(4)), key=lambda chunk: chunk.id)
+    for chunk in chunks:
+        await store.put(chunk.id, chunk.sealed)
+    assert store.missing(b"", 10) == []
+    (tmp_path / "chunks" / f"{chunks[0].id[0]:02x}" / f"{chunks[0].id.hex()}-{len(chunks[0].sealed)}").unlink()
+    with pytest.raises(Corrupt):
+        store.check(chunks[0].id)
+    store.quarantine(chunks[2].id, "a test")
+    store.quarantine(chunks[3].id, "a test")
+    wanted = [chunks[index].id for index in (0, 2, 3)]
+    assert store.missing(b"", 10) == wanted
+    assert store.missing(b"", 2) == wanted[:2]
+    assert store.missing(wanted[1], 10) == wanted[2:]
+    await store.close()
+    with (tmp_path / "quarantine" / "reasons.jsonl").open("a") as log:
+        log.write('{"chunk": "ab')
+    again = ChunkStore.open(tmp_path, capacity_bytes=1 << 30)
+    assert again.missing(b"", 10) == wanted
+    await again.put(chunks[2].id, chunks[2].sealed)
+    assert again.missing(b"", 10) == [chunks[0].id, chunks[3].id]
+    again.quarantine(chunks[1].id, "after a torn line")
+    await again.close()
+    last = ChunkStore.open(tmp_path, capacity_bytes=1 << 30)
+    assert chunks[1].id in last.missing(b"", 10)
+    await last.close()

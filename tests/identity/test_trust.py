@@ -163,6 +163,34 @@ class TestTrustStore:
         store.add_member(old)
         assert store.verify(before, level=Level.STRICT, now=federation.now)
 
+    def test_a_roster_ends_a_rotation(self, federation: Any) -> None:
+        """The CA in the roster takes the old one's place at once; a restarted store does not take the old one back."""
+        running = federation.trust()
+        before, old = federation.leaf("bob"), federation.members["bob"].certificate
+        assert running.verify(before, level=Level.FEDERATED, now=federation.now)
+        federation.now += 60
+        new = federation.admit("bob").certificate
+        after = federation.leaf("bob")
+        assert running.verify(after, [new], level=Level.FEDERATED, now=federation.now), "before the roster tells of it"
+        cuts: list[int] = []
+        running.subscribe(lambda: cuts.append(1))
+        restarted = TrustStore(federation.root.certificate, "alice.collective.local")
+        roster = [("bob.collective.local", new, False)]
+        for store in (running, restarted):
+            store.set_roster(roster)
+            assert store.verify(after, level=Level.STRICT, now=federation.now)
+            for presented in ([], [old], [new, old]):
+                for level in (Level.STRICT, Level.FEDERATED):
+                    with pytest.raises(Refused, match="not trusted"):
+                        store.verify(before, presented, level=level, now=federation.now)
+        assert cuts, "open connections are judged again"
+        cuts.clear()
+        running.set_roster(roster)
+        assert not cuts, "the same roster again changes nothing"
+        running.set_roster([("bob.collective.local", new, True)])
+        with pytest.raises(Refused, match="removed"):
+            running.verify(after, [new], level=Level.FEDERATED, now=federation.now)
+
     def test_revoked(self, federation: Any) -> None:
         """One leaf is void, the member's others are not."""
         store, lost, kept = federation.trust(), federation.leaf("bob"), federation.leaf("bob")

@@ -132,6 +132,21 @@ def test_a_put_that_is_repeated_sends_only_what_is_missing(federation: Federatio
     assert sha256(tmp_path / "back") == expected
 
 
+def test_a_pledge_counts_a_version_once(federation: Federation, tmp_path: Path) -> None:
+    """What is offered is placed already: a home that pledges 12 MB takes 10 MB, and no more than that."""
+    alice = federation.found("alice")
+    alice.ok("datastore", "create", "/media", "--replicas", "2")
+    alice.start()
+    federation.join("bob", storage="12MB").start()
+    federation.connected()
+    random_file(tmp_path / "fits", 10_000_000)
+    random_file(tmp_path / "too-much", 3_000_000)
+    assert alice.ok("put", tmp_path / "fits", "/media/fits", "--level", "two", "--json").json["level"] == "two"
+    alone = alice.run("put", tmp_path / "too-much", "/media/too-much", "--level", "two", "--timeout", "2")
+    assert alone.code == 1
+    assert "only at level local" in alone.err
+
+
 def test_clean_stop_and_start(federation: Federation, tmp_path: Path) -> None:
     """SIGTERM ends both processes with exit code 0; everything is there after a start."""
     alice = federation.found("alice")

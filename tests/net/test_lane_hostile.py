@@ -364,6 +364,38 @@ async def test_a_caller_that_takes_nothing_is_cut(park, raw, recorder):
     assert (await recorder.seen("lane.stalled"))["backlog_bytes"] > 0
 
 
+async def test_large_answers_take_memory_only_while_there_is_room(park, raw):
+    """Sixty-four large questions at once, and nothing taken: a few answers exist, and all come when they are taken."""
+    made = []
+    slow = asyncio.Event()
+
+    async def large(caller: LaneCaller, head: bytes, body: memoryview) -> Answer:
+        await caller.room(8 * MIB)
+        made.append(head)
+        await slow.wait()  # all that may run at once stand here together
+        return b"", [bytes(8 * MIB)]
+
+    _, port = await park.serve({**HANDLERS, BYTES: large})
+    peer = await raw(port)
+    peer.writer.transport.pause_reading()
+    peer.send(hello(), *(frame(FrameKind.REQUEST, call_id, BYTES, str(call_id).encode()) for call_id in range(1, 65)))
+    await still_answers(park, port)
+    async with asyncio.timeout(10):
+        while not made:
+            await asyncio.sleep(0)
+    assert len(made) <= 2
+    slow.set()
+    await still_answers(park, port)
+    assert len(made) <= 4
+    peer.writer.transport.resume_reading()
+    async with asyncio.timeout(60):
+        answered = 0
+        while answered < 64:
+            header, _, _ = await peer.frame()
+            answered += header.kind == FrameKind.REPLY
+    assert len(made) == 64
+
+
 async def test_a_working_connection_is_not_idle(park):
     """A long question keeps its connection, however quiet it is."""
     _, port = await park.serve(HANDLERS, limits=QUICK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import ssl
 import stat
 import sys
 import time
@@ -19,6 +20,7 @@ from collective.core.errors import ERROR_CODES, CollectiveError, Full, Misconfig
 from collective.identity import ComponentKind, Level, save_certificate
 from collective.net.channels import Channels, LocalChannel
 from collective.net.rpc import MESSAGE_LIMIT_BYTES, Caller, Row, RpcServer, contract_methods
+from collective.net.tls import client_context
 from collective.wire import control_pb2
 
 PING = "/collective.v1.Federation/Ping"
@@ -118,6 +120,24 @@ async def test_every_row_with_every_certificate(wires):
                     with pytest.raises(Refused):
                         await wires.ask(channels, row.method)
     assert tried == {True, False}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_1_3_and_nothing_older(wires, version):
+    """A member's own right certificate does not help an old client."""
+    await wires.serve(table())
+    context = client_context(wires.federation.credentials("bob", "coord"))
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1_2, version
+    context.set_alpn_protocols(["h2"])
+    host, port = wires.endpoint.split(":")
+    opening = asyncio.open_connection(host, int(port), ssl=context)
+    if version is ssl.TLSVersion.TLSv1_2:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await opening
+    else:
+        _, writer = await opening
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+        writer.close()
 
 
 async def test_peer_level_asks_for_a_configured_peer(wires):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from collective.catalog import Catalog, FolderHeadKeeper, OwnKeys, member_feed_id
+from collective.catalog import Catalog, FolderHeadKeeper, Gap, OwnKeys, member_feed_id
 from collective.core.address import FederatedAddress
 from collective.core.clock import ManualClock
+from collective.core.errors import Conflict, NotFound
 from collective.identity import MemberAuthority, RootAuthority, generate_signing_key, generate_wrapping_key
 from collective.wire import control_pb2, feed_pb2
 
@@ -54,7 +55,8 @@ class TestFederation:
             member_domain=domain, ca_certificate=der, generation=1, member_feed_id=member_feed_id(der)
         )
         founder.append_root([feed_pb2.RootOperation(id=operation_id(), admit_member=admission)])
-        self.sync()
+        if catalog is not founder:
+            self.pull(founder, catalog)
         catalog.append_member(
             [
                 feed_pb2.MemberOperation(
@@ -91,9 +93,66 @@ class TestFederation:
         count = 0
         for feed in source.in_dependency_order(source.feeds_for(target.own_domain, self.clock.wall())):
             have = target.heads()
-            for entry in source.entries_after(feed, have[feed].seq if feed in have else 0):
+            for entry in source.entries_beyond(feed, have.get(feed)):
                 count += target.receive(entry)
         return count
+
+    def pull_from(self, source: str, target: str) -> bool:
+        """One whole answer of `source` to `target`, as the streams give it, with what is handed back; whether it moved.
+
+        A gap or a foreign entry ends the answer, as it ends a stream; it is asked anew next time.
+        """
+        asked, asking = self.catalogs[source], self.catalogs[target]
+        moved = False
+        try:
+            moved = self.pull(asked, asking) > 0
+        except Gap:
+            return True
+        except (Conflict, NotFound):
+            return False
+        if asked.own_domain not in asking.hearing.answered:
+            asking.hearing.answered.add(asked.own_domain)
+            moved = True
+        for parcel in asking.parcels():
+            if parcel.owner == asked.own_domain:
+                try:
+                    for entry in parcel.entries:
+                        asked.take_handed_back(entry)
+                except NotFound:
+                    continue  # it does not know its own feeds yet: the call fails and is made again
+                asking.note_handed_over(parcel)
+                moved = True
+        return moved
+
+    def exchange(self, *names: str) -> None:
+        """Let those homes alone pull from each other, with background care, until nothing moves."""
+        moved = True
+        while moved:
+            moved = False
+            for target in names:
+                for source in names:
+                    if source != target:
+                        moved = self.pull_from(source, target) or moved
+                moved = self.catalogs[target].tend(self.clock.wall()) or moved
+
+    def saved_database(self, name: str) -> dict[str, bytes]:
+        """A copy of a home's database as it is now, as a backup would have it."""
+        self.catalogs[name].close()
+        saved = {path.name: path.read_bytes() for path in self.folder(name).glob("catalog.db*")}
+        self.restart(name)
+        return saved
+
+    def restart(self, name: str, database: dict[str, bytes] | None = None, *without: str) -> Catalog:
+        """Stop and start a home; with `database` given, on that older copy ({}: on none)."""
+        self.catalogs[name].close()
+        if database is not None:
+            for path in self.folder(name).glob("catalog.db*"):
+                path.unlink()
+            for file_name, content in database.items():
+                (self.folder(name) / file_name).write_bytes(content)
+        catalog = self.catalogs[name] = self.open(name)
+        catalog.hearing.excused.update(f"{other}.{FEDERATION}" for other in without)
+        return catalog
 
     def sync(self) -> None:
         """Pull between all, with background care, until nothing moves."""
@@ -162,6 +221,9 @@ DERIVED = {
     "numbers": "SELECT f.feed_id, n.next_number FROM store_numbers n JOIN feeds f ON f.id = n.store",
     "operations": "SELECT o.writer, o.random, f.feed_id, o.seq FROM operations o JOIN feeds f ON f.id = o.feed",
     "refused": "SELECT f.feed_id, r.seq, r.number, r.reason FROM refused_operations r JOIN feeds f ON f.id = r.feed",
+    "snapshots": "SELECT f.feed_id, s.base_seq, s.seq, s.public_version, s.sealed_version FROM snapshots s"
+    " JOIN feeds f ON f.id = s.feed",
+    "epochs": "SELECT f.feed_id, e.number, e.epoch_id, e.first_seq FROM epochs e JOIN feeds f ON f.id = e.feed",
     "feeds": "SELECT feed_id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked FROM feeds",
 }
 

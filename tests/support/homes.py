@@ -55,7 +55,10 @@ class Outcome:
 
 @dataclass
 class Home:
-    """One member's home on this machine and the processes that belong to it."""
+    """One member's home on this machine and the processes that belong to it.
+
+    `address`: where it listens and is reached; `lane_host` and `node_host`: where those two listen, when elsewhere.
+    """
 
     path: Path
     name: str
@@ -64,6 +67,8 @@ class Home:
     storage: str = "2GB"
     storage_path: Path | None = None
     address: str = "127.0.0.1"
+    lane_host: str = ""
+    node_host: str = ""
     prefix: list[str] = field(default_factory=list)  # words before each command: where it runs (support/networks)
 
     @property
@@ -105,8 +110,8 @@ class Home:
             self.command(
                 "coordinator", "--federation", *storage,
                 "--listen", f"{self.address}:{self.ports[0]}",
-                "--lane", f"{self.address}:{self.ports[1]}",
-                "--node-lane", f"{self.address}:{self.ports[2]}",
+                "--lane", f"{self.lane_host or self.address}:{self.ports[1]}",
+                "--node-lane", f"{self.node_host or self.address}:{self.ports[2]}",
                 *more,
             ),
             stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,

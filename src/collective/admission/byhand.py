@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -34,6 +36,7 @@ from collective.identity import (
     Level,
     MemberAuthority,
     RootAuthority,
+    TrustStore,
     check_member_domain,
     ensure_private_directory,
     load_certificate,
@@ -99,7 +102,7 @@ class AdmissionDesk:
             domain = self._domain(asked.member_domain or asked.member_name)
             if request.member and self._domain(request.member) != domain:
                 raise Refused(f"the request is for {domain}, not for {request.member}")
-            csr = x509.load_der_x509_csr(asked.csr)
+            csr = _request_in(asked)
         else:
             domain = self._domain(request.member)
             made_here, csr = MemberAuthority.create_request(domain)
@@ -169,11 +172,10 @@ def join_with_bundle(
 ) -> tuple[Household, admission_pb2.Bundle]:
     """Become the member that a bundle admits. Raises: Corrupt, Refused, Misconfigured."""
     bundle = _parse(admission_pb2.Bundle(), bundle_bytes, "bundle")
-    root = x509.load_der_x509_certificate(bundle.root_certificate)
-    ca = x509.load_der_x509_certificate(bundle.member_ca_certificate)
+    root, ca = _certificates(bundle)
     ensure_private_directory(directory)
     key_path = directory / "member-ca.key"
-    key = load_pem_private_key(bundle.member_ca_key, None) if bundle.member_ca_key else load_private_key(key_path)
+    key = _member_key(bundle) if bundle.member_ca_key else load_private_key(key_path)
     if not isinstance(key, Ed25519PrivateKey) or _public(ca) != key.public_key().public_bytes_raw():
         raise Refused(
             "the bundle is for another home: its member CA is not for the key that lies here",
@@ -195,6 +197,35 @@ def join_with_bundle(
     finally:
         catalog.close()
     return household, bundle
+
+
+def _request_in(asked: admission_pb2.JoinRequest) -> x509.CertificateSigningRequest:
+    try:
+        return x509.load_der_x509_csr(asked.csr)
+    except ValueError as error:
+        raise Corrupt("the certificate request in the join request is broken", "make it again there") from error
+
+
+def _certificates(bundle: admission_pb2.Bundle) -> tuple[x509.Certificate, x509.Certificate]:
+    """Root and member CA, each rightly signed, for the names the bundle gives. Raises: Corrupt, Refused."""
+    try:
+        root = x509.load_der_x509_certificate(bundle.root_certificate)
+        ca = x509.load_der_x509_certificate(bundle.member_ca_certificate)
+        root.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise Corrupt("a certificate in the bundle is broken", "have the bundle carried here again") from error
+    trust = TrustStore(root, bundle.member_domain)
+    trust.add_member(ca)
+    if trust.federation_domain != bundle.federation_domain or trust.members() != [bundle.member_domain]:
+        raise Corrupt("the bundle's certificates are for other names than it says")
+    return root, ca
+
+
+def _member_key(bundle: admission_pb2.Bundle) -> PrivateKeyTypes:
+    try:
+        return load_pem_private_key(bundle.member_ca_key, None)
+    except (ValueError, TypeError) as error:
+        raise Corrupt("the key in the bundle is broken", "have the bundle carried here again") from error
 
 
 def _public(holder: x509.Certificate | x509.CertificateSigningRequest) -> bytes:

@@ -10,15 +10,19 @@ path as operations.
 """
 
 from collective.catalog.catalog import Catalog
-from collective.catalog.entry import key_name_of, member_feed_id, root_feed_id
+from collective.catalog.entry import key_name_of, member_feed_id, position_in, root_feed_id
 from collective.catalog.feed import Fork, Gap
+from collective.catalog.folding import public_snapshot_key
+from collective.catalog.handing import Parcel
 from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
 from collective.catalog.ledger import OwnKeys
 from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.offers import Offer
 from collective.catalog.overlay import Overlay, located
 from collective.catalog.permissions import Verdict
 from collective.catalog.planning import Plan
 from collective.catalog.reader import Reader
+from collective.catalog.roster import signing_public_key
 from collective.catalog.staged import Pending, StagedRow
 from collective.catalog.staging import Conflict
 from collective.wire.feed_pb2 import Position
@@ -34,8 +38,10 @@ __all__ = [
     "Inline",
     "Member",
     "Node",
+    "Offer",
     "Overlay",
     "OwnKeys",
+    "Parcel",
     "Pending",
     "Plan",
     "Position",
@@ -46,5 +52,8 @@ __all__ = [
     "key_name_of",
     "located",
     "member_feed_id",
+    "position_in",
+    "public_snapshot_key",
     "root_feed_id",
+    "signing_public_key",
 ]

@@ -20,16 +20,22 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from collective.catalog import apply as applying
+from collective.catalog.chain import note_entry
 from collective.catalog.database import database_error, open_for_writing
 from collective.catalog.entry import ParsedEntry, open_sealed, parse_entry, root_feed_id, verify_signature
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.feed import FeedState, check_follows
 from collective.catalog.reader import Reader
-from collective.catalog.roster import apply_member_operation, apply_root_operation, signing_public_key
+from collective.catalog.roster import (
+    apply_member_operation,
+    apply_root_operation,
+    cut_statements,
+    signing_public_key,
+)
 from collective.core.errors import Corrupt, Misconfigured, NotFound
 from collective.wire import feed_pb2
 
-__all__ = ["Applier", "Body", "Feed"]
+__all__ = ["Applier", "Body", "Feed", "epoch_start_of", "parse_body"]
 
 _Message = TypeVar("_Message", feed_pb2.RootBody, feed_pb2.MemberBody)
 Body = feed_pb2.RootBody | feed_pb2.MemberBody | feed_pb2.StorePublic
@@ -46,6 +52,7 @@ class Feed:
     head: FeedState
     opened_seq: int
     forked: bool
+    dropped_seq: int
 
 
 class Applier(Reader):
@@ -122,15 +129,15 @@ class Applier(Reader):
 
     def _feed(self, feed_id: bytes) -> Feed | None:
         row = self._one(
-            "SELECT id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked FROM feeds"
-            " WHERE feed_id = ?",
+            "SELECT id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked, dropped_seq"
+            " FROM feeds WHERE feed_id = ?",
             feed_id,
         )
         if row is None:
             return None
-        number, kind, owner, epoch, epoch_id, seq, hash_, lamport, opened, forked = row
+        number, kind, owner, epoch, epoch_id, seq, hash_, lamport, opened, forked, dropped = row
         head = FeedState(as_int(epoch), as_bytes(epoch_id), as_int(seq), as_bytes(hash_), as_int(lamport))
-        return Feed(as_int(number), feed_id, str(kind), str(owner), head, as_int(opened), bool(forked))
+        return Feed(as_int(number), feed_id, str(kind), str(owner), head, as_int(opened), bool(forked), as_int(dropped))
 
     def _verify(self, entry: ParsedEntry) -> tuple[str, str]:
         """Check the signature against the feed's one writer; (kind, owner). Raises: Corrupt, NotFound, Refused."""
@@ -169,19 +176,20 @@ class Applier(Reader):
         header = entry.header
         kind, owner = self._verify(entry)
         feed = self._feed(header.feed_id)
-        body: Body
-        if kind == "root":
-            body = _decode(feed_pb2.RootBody, entry.public_part)
-        elif kind == "member":
-            body = _decode(feed_pb2.MemberBody, entry.public_part)
-        else:
-            body = applying.parse_store_public(entry.public_part)
-            if (header.seq == 1) != body.HasField("start"):
-                raise Corrupt("a store feed begins with its start, and only once")
-        check_follows(
-            feed.head if feed else FeedState(), entry, body.epoch_start if body.HasField("epoch_start") else None
-        )
+        check_follows(feed.head if feed else FeedState(), entry, epoch_start_of(entry, kind))
         number = self._store_entry(connection, entry, feed, kind, owner)
+        self.change_tables(connection, entry, kind, owner, number)
+        connection.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'lamport'", (header.lamport,))
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+
+    def change_tables(
+        self, connection: sqlite3.Connection, entry: ParsedEntry, kind: str, owner: str, number: int
+    ) -> None:
+        """What an entry that was verified and stored changes in the derived tables; inside a transaction."""
+        header = entry.header
+        body = parse_body(kind, entry.public_part)
+        if body.HasField("epoch_start"):
+            cut_statements(connection, header.feed_id, header.epoch_number, body.epoch_start.base.seq)
         if isinstance(body, feed_pb2.RootBody):
             for index, root_operation in enumerate(body.operations):
                 if self._fresh(connection, number, header.seq, index, root_operation.id):
@@ -198,11 +206,11 @@ class Applier(Reader):
                     if operation.HasField("datastore"):
                         applying.note_joined(connection)
         else:
+            if (header.seq == 1) != body.HasField("start"):
+                raise Corrupt("a store feed begins with its start, and only once")
             self._check_start(body, owner)
             applying.apply_store_public(connection, header.feed_id, body, header.seq)
             self.open_waiting(connection, header.feed_id)
-        connection.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'lamport'", (header.lamport,))
-        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
 
     def _check_start(self, body: feed_pb2.StorePublic, owner: str) -> None:
         if body.HasField("start"):
@@ -246,6 +254,7 @@ class Applier(Reader):
                 (header.epoch_number, header.epoch_id, header.seq, entry.hash, header.lamport, opened, number),
             )
         connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (number, header.seq, entry.hash, entry.raw))
+        note_entry(connection, number, header)
         return number
 
     def open_waiting(self, connection: sqlite3.Connection, store_id: bytes) -> int:
@@ -253,21 +262,42 @@ class Applier(Reader):
         feed = self._feed(store_id)
         if feed is None:
             return 0
+        if feed.opened_seq < feed.dropped_seq:
+            return 0  # the tree that the first entry here goes on from is still to come (catalog/folding)
         done = 0
         for seq, raw in connection.execute(
             "SELECT seq, entry FROM entries WHERE feed = ? AND seq > ? ORDER BY seq", (feed.id, feed.opened_seq)
-        ).fetchall():
+        ):
             entry = parse_entry(raw)
             if entry.sealed_part:
                 key = self.store_key(entry.header.key_name)
                 if key is None:
                     break
                 applying.apply_store_sealed(connection, feed.id, entry, open_sealed(entry, key))
+            else:
+                public = applying.parse_store_public(entry.public_part)
+                if public.HasField("epoch_start"):
+                    applying.open_numbers(connection, feed.id, entry, public.epoch_start)
             connection.execute("UPDATE feeds SET opened_seq = ? WHERE id = ?", (seq, feed.id))
             done += 1
         if done:
             connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
         return done
+
+
+def parse_body(kind: str, public_part: bytes) -> Body:
+    """The public part of an entry of a feed of that kind (root, member, store). Raises: Corrupt."""
+    if kind == "root":
+        return _decode(feed_pb2.RootBody, public_part)
+    if kind == "member":
+        return _decode(feed_pb2.MemberBody, public_part)
+    return applying.parse_store_public(public_part)
+
+
+def epoch_start_of(entry: ParsedEntry, kind: str) -> feed_pb2.EpochStart | None:
+    """What an entry says of the epoch it opens, None when it opens none. Raises: Corrupt."""
+    body = parse_body(kind, entry.public_part)
+    return body.epoch_start if body.HasField("epoch_start") else None
 
 
 def _decode(kind: type[_Message], raw: bytes) -> _Message:

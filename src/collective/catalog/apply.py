@@ -20,9 +20,13 @@ __all__ = [
     "apply_store_sealed",
     "forget_store",
     "note_joined",
+    "open_numbers",
     "parse_store_public",
     "record_refusal",
 ]
+
+SNAPSHOTS_KEPT = 2  # the one before the newest is held by more members than the newest
+NUMBER_GAP = 1 << 24  # far above what one lost tail can have given out; 65,536 such gaps fit
 
 
 def parse_store_public(raw: bytes) -> feed_pb2.StorePublic:
@@ -62,6 +66,18 @@ def apply_store_public(connection: sqlite3.Connection, store_id: bytes, public: 
         _place(connection, store_id, layout.version_id, list(layout.members))
     for placement in public.placements:
         _place(connection, store_id, placement.version_id, list(placement.members))
+    for pointer in public.snapshots:
+        if 0 < pointer.base.seq < seq:
+            connection.execute(
+                "INSERT OR REPLACE INTO snapshots SELECT id, ?, ?, ?, ? FROM feeds WHERE feed_id = ?",
+                (pointer.base.seq, seq, pointer.public_version, pointer.sealed_version, store_id),
+            )
+            connection.execute(
+                "DELETE FROM snapshots WHERE feed = (SELECT id FROM feeds WHERE feed_id = :f) AND base_seq NOT IN"
+                " (SELECT s.base_seq FROM snapshots s JOIN feeds f ON f.id = s.feed WHERE f.feed_id = :f"
+                " ORDER BY s.base_seq DESC LIMIT :kept)",
+                {"f": store_id, "kept": SNAPSHOTS_KEPT},
+            )
     for release in public.releases:
         connection.execute(
             "UPDATE versions SET released = 1 WHERE feed_id = ? AND version_id = ?", (store_id, release.version_id)
@@ -142,11 +158,27 @@ def note_joined(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'joined'")
 
 
+def open_numbers(
+    connection: sqlite3.Connection, feed: int, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart
+) -> None:
+    """A new epoch gives out inode numbers far above every one given before: those of lost creates are not known.
+
+    One gap for each epoch number since the base's: an epoch that was left between the two had gaps of its own.
+    """
+    if connection.execute("SELECT 1 FROM store_numbers WHERE store = ?", (feed,)).fetchone() is None:
+        make_root(connection, feed, entry.header.wall_milliseconds * 1_000_000)
+    epochs = min(entry.header.epoch_number - epoch_start.base.epoch_number, MAX_NUMBER // NUMBER_GAP)
+    connection.execute(
+        "UPDATE store_numbers SET next_number = min(next_number + ?, ?) WHERE store = ?",
+        (NUMBER_GAP * epochs, MAX_NUMBER, feed),
+    )
+
+
 def forget_store(connection: sqlite3.Connection, feed: int, store_id: bytes) -> None:
     """Clear everything that derives from a store feed; its entries are applied anew afterwards."""
     for table in ("inodes", "links", "xattrs", "store_numbers", "history", "gone", "number_leases"):
         connection.execute(f"DELETE FROM {table} WHERE store = ?", (feed,))
-    for table in ("operations", "refused_operations"):
+    for table in ("operations", "refused_operations", "snapshots"):
         connection.execute(f"DELETE FROM {table} WHERE feed = ?", (feed,))
     for table in ("versions", "placements"):
         connection.execute(f"DELETE FROM {table} WHERE feed_id = ?", (store_id,))

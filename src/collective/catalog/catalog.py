@@ -6,12 +6,29 @@ transaction; Raises lists stand with the functions that do the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from collective.catalog import commands, datastores, numbers, placements, staged, staging, versions
+from collective.catalog import (
+    commands,
+    datastores,
+    folding,
+    handing,
+    numbers,
+    offers,
+    placements,
+    staged,
+    staging,
+    versions,
+    waking,
+)
+from collective.catalog.database import open_for_reading
+from collective.catalog.facts import as_bytes
+from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
+from collective.catalog.offers import Offer
 from collective.catalog.planning import Plan
+from collective.catalog.replay import replay
 from collective.catalog.staging import ChooseMembers
 from collective.core.sizes import MIB
 from collective.wire import control_pb2, feed_pb2, submit_pb2
@@ -48,9 +65,123 @@ class Catalog(Ledger):
     ) -> feed_pb2.Grant:
         return datastores.grant(self, path, rights, subject, valid_until=valid_until, granted_by=granted_by)
 
+    # ------------------------------------------------------------ waking up (catalog/waking has the rule)
+
+    def excuse(self, domains: Iterable[str]) -> None:
+        """Go on without these members' answers."""
+        self.hearing.excused.update(domains)
+
+    def note_answer(self, domain: str) -> bool:
+        """A member told all it has; whether that was awaited."""
+        was_awaited = bool(self.doubts()) and domain not in self.hearing.answered
+        self.hearing.answered.add(domain)
+        return was_awaited
+
+    def awaited(self) -> list[str]:
+        """Whose answers are awaited before anything is signed on the feeds in doubt."""
+        return waking.awaited(self) if self.doubts() else []
+
+    def mend_doubt(self) -> str:
+        """What a person does about the doubt."""
+        return waking.mend(self)
+
+    def pages_wanted(self) -> bool:
+        """Whether pages of versions held here may be missing, since the database was lost or old."""
+        row = self._one("SELECT value FROM meta WHERE key = 'pages_wanted'")
+        return bool(row and row[0])
+
+    def pages_settled(self) -> None:
+        """No page is missing any more."""
+        with self.change() as connection:
+            connection.execute("UPDATE meta SET value = 0 WHERE key = 'pages_wanted'")
+
+    def versions_here(self, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """(store, version) that this home wrote and holds by its word, by version id above `after`."""
+        rows = self._all(
+            "SELECT feed_id, version_id FROM versions WHERE writer = ? AND NOT released AND version_id > ?"
+            " ORDER BY version_id LIMIT ?",
+            self.own_domain, after, limit,
+        )  # fmt: skip
+        return [(as_bytes(store), as_bytes(version)) for store, version in rows]
+
+    def pages_missing(self, store_id: bytes, version_id: bytes) -> list[bytes]:
+        """Names of a version's pages, public and sealed, that are not here."""
+        layout = self.layout(store_id, version_id)
+        return [name for name in (*layout.pages, *layout.key_pages) if self.page(name) is None]
+
+    def parcels(self) -> list[Parcel]:
+        """Entries that were un-applied here and go back to their owners."""
+        return handing.parcels(self)
+
+    def note_handed_over(self, parcel: Parcel) -> None:
+        handing.note_handed_over(self, parcel)
+
+    # ------------------------------------------------------------ snapshots (catalog/folding, catalog/offers)
+
+    def note_heads(self, domain: str, heads: Iterable[feed_pb2.FeedHead]) -> None:
+        """What a member told of how far it is."""
+        for head in heads:
+            key = (domain, head.feed_id)
+            self.hearing.heads[key] = max(self.hearing.heads.get(key, 0), head.head.seq)
+
+    def due_for_snapshot(self, every: int) -> list[bytes]:
+        """Own DataStores with that many entries since their last snapshot."""
+        return folding.due_for_snapshot(self, every)
+
+    def fold(self, store_id: bytes) -> feed_pb2.Position:
+        """Write a snapshot's blocks at the head as it is; its base."""
+        return folding.fold(self, store_id)
+
+    def point_to_snapshot(
+        self, store_id: bytes, base: feed_pb2.Position, public: feed_pb2.Layout, sealed: feed_pb2.Layout
+    ) -> None:
+        """Say in the feed that the blocks at the base are these two versions; the one before the last is released."""
+        folding.point_to(self, store_id, base, public, sealed)
+
+    def snapshot_blocks(self, store_id: bytes, base_seq: int, *, sealed: bool) -> Iterator[bytes]:
+        """The blocks kept here of one part, in order."""
+        reading = open_for_reading(self.path)
+        try:
+            yield from folding.stored_blocks(reading, store_id, base_seq, sealed=sealed)
+        finally:
+            reading.close()
+
+    def keep_blocks(self, store_id: bytes, base_seq: int, blocks: Iterable[bytes], *, sealed: bool) -> None:
+        folding.keep_blocks(self, store_id, base_seq, blocks, sealed=sealed)
+
+    def snapshot_offer_for(
+        self, feed_id: bytes, theirs: feed_pb2.Position | None, *, entries_wanted: bool
+    ) -> bytes | None:
+        """The entry that points to the snapshot somebody with that head starts from, None when entries will do."""
+        return offers.offer_for(self, feed_id, theirs, entries_wanted=entries_wanted)
+
+    def snapshot_offer_in(self, entry: bytes) -> Offer | None:
+        return offers.offer_in(self, entry)
+
+    def start_from(self, offer: Offer, *, with_sealed: bool) -> None:
+        folding.start_from(self, offer.store_id, offer.owner, offer.base_seq, with_sealed=with_sealed)
+
+    def unopened_offers(self) -> list[Offer]:
+        return offers.unopened_offers(self)
+
+    def droppable(self, now: float) -> list[Offer]:
+        return offers.droppable(self, now)
+
+    def drop_entries(self, offer: Offer) -> int:
+        return folding.drop_entries(self, offer.store_id, offer.base_seq)
+
+    def opens_sealed(self, store_id: bytes) -> bool:
+        """Whether this home reads the DataStore's tree."""
+        feed = self._feed(store_id)
+        return feed is not None and feed.opened_seq > 0
+
+    # ------------------------------------------------------------ care
+
     def tend(self, now: float) -> bool:
         """Background care; whether anything changed. `now` in seconds since 1970."""
-        changed = datastores.tend(self, now)
+        changed = waking.open_epochs(self)
+        changed = replay(self, now) or changed
+        changed = datastores.tend(self, now) or changed
         if self.own_is_admitted() and not self.is_doubtful():
             changed = placements.restate_holdings(self) or changed
         return changed
@@ -165,6 +296,22 @@ class Catalog(Ledger):
     def hold(self, store_id: bytes, versions: list[bytes]) -> None:
         """State that versions placed on this home are all here."""
         placements.hold(self, store_id, versions)
+
+    def lose(self, lost: list[tuple[bytes, bytes]]) -> None:
+        """State that versions (store, version) are not whole on this home any more."""
+        placements.lose(self, lost)
+
+    def regain(self, store_id: bytes, version_id: bytes) -> None:
+        """State that a version held by the entry is whole here again."""
+        placements.regain(self, store_id, version_id)
+
+    def versions_lost(self) -> list[tuple[bytes, bytes]]:
+        """(store, version) of versions held by the entry that are not whole here."""
+        return placements.versions_lost(self)
+
+    def versions_with_chunks(self, chunk_ids: set[bytes]) -> dict[bytes, set[tuple[bytes, bytes]]]:
+        """Chunk id -> versions placed on this home that list it; reads every page."""
+        return placements.versions_with_chunks(self, chunk_ids)
 
     def copies_missing(self) -> list[tuple[bytes, bytes, str]]:
         """(store, version, member) that own DataStores still need."""

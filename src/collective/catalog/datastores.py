@@ -6,7 +6,6 @@ import os
 
 from collective.catalog import keyring
 from collective.catalog.entry import key_name_of, seal_sub_path
-from collective.catalog.feed import FeedState
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
 from collective.catalog.numbers import BLOCK_COUNT, add_numbers
@@ -62,10 +61,8 @@ def create_datastore(ledger: Ledger, path: bytes, strategy: int, replicas: int, 
             ]
         )
         keyring.keep_key(ledger, feed_id, key)
-        member_feed = ledger.own_member_feed()
-        first = feed_pb2.StoreStart(member_feed_id=member_feed, signing_key_entry=_first_position(ledger, member_feed))
         block = feed_pb2.NumberLease(member_domain=ledger.own_domain, first=ROOT_NUMBER + 1, count=BLOCK_COUNT)
-        ledger.append_store(feed_id, start=first, leases=[block])
+        ledger.append_store(feed_id, start=ledger.store_start(), leases=[block])
         add_numbers(ledger, feed_id, range(block.first, block.first + block.count))
         return ledger.store(feed_id)
 
@@ -108,16 +105,6 @@ def _free_prefix(ledger: Ledger, feed_id: bytes) -> int:
 def _hosts(ledger: Ledger, feed_id: bytes, replicas: int) -> list[str]:
     others = [member.domain for member in ledger.members() if not member.removed and member.domain != ledger.own_domain]
     return sorted(ledger.choose_hosts(feed_id, replicas, others))
-
-
-def _first_position(ledger: Ledger, feed_id: bytes) -> feed_pb2.Position:
-    head = ledger.heads().get(feed_id, FeedState().position())
-    row = ledger._one(
-        "SELECT e.hash FROM entries e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ? AND e.seq = 1", feed_id
-    )
-    if row is None or not isinstance(row[0], bytes):
-        raise Misconfigured("the member feed has no first entry")
-    return feed_pb2.Position(epoch_number=1, epoch_id=head.epoch_id, seq=1, hash=row[0])
 
 
 def _definition(ledger: Ledger, store_id: bytes) -> feed_pb2.DataStoreDefinition:
@@ -204,7 +191,7 @@ def tend(ledger: Ledger, now: float) -> bool:
         for store in ledger.datastores():
             with ledger.change() as connection:
                 changed = ledger.open_waiting(connection, store.feed_id) > 0 or changed
-            if store.owner == ledger.own_domain and store.feed_id not in ledger.doubtful_feeds():
+            if store.owner == ledger.own_domain and not ledger.is_in_doubt(store.feed_id):
                 changed = _tend_own(ledger, store, now) or changed
         if ledger.own_is_admitted() and not ledger.is_doubtful():
             wraps = keyring.missing_wraps(ledger, now)

@@ -35,6 +35,7 @@ __all__ = [
     "open_sub_path",
     "operation_hash",
     "parse_entry",
+    "position_in",
     "position_of",
     "root_feed_id",
     "seal_sub_path",
@@ -210,6 +211,11 @@ def open_sub_path(store_key: bytes, store_id: bytes, sealed: bytes) -> bytes | N
 
 def _sub_path_key(store_key: bytes) -> bytes:
     return HKDF(hashes.SHA256(), 32, None, _SUB_PATH_INFO).derive(store_key)
+
+
+def position_in(raw: bytes) -> feed_pb2.Position:
+    """The name of an entry as it came. Raises: Corrupt."""
+    return position_of(parse_entry(raw))
 
 
 def position_of(entry: ParsedEntry) -> feed_pb2.Position:

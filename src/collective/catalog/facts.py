@@ -279,6 +279,14 @@ class Facts:
         )
         return [as_bytes(feed) for (feed,) in rows if feed in wanted]
 
+    def is_public_snapshot_for(self, member_domain: str, store_id: bytes, version_id: bytes) -> bool:
+        """Whether a version is the public part of a snapshot, and the member hosts that DataStore."""
+        row = self._one(
+            "SELECT 1 FROM snapshots s JOIN feeds f ON f.id = s.feed WHERE f.feed_id = ? AND s.public_version = ?",
+            store_id, version_id,
+        )  # fmt: skip
+        return row is not None and member_domain in self.store(store_id).hosts
+
     # ------------------------------------------------------------ versions and holders
 
     def layout(self, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
@@ -310,6 +318,16 @@ class Facts:
             " AND x.version_id = p.version_id"
             " WHERE p.feed_id = ? AND p.version_id = ? AND x.version_id IS NULL"
             " AND (p.domain = v.writer OR h.seq >= v.seq) ORDER BY p.rank",
+            store_id, version_id,
+        )  # fmt: skip
+        return [str(domain) for (domain,) in rows]
+
+    def partial_holders(self, store_id: bytes, version_id: bytes) -> list[str]:
+        """The writer while it states that something of the version is missing there: no copy, but readable in part."""
+        rows = self._all(
+            "SELECT v.writer FROM versions v JOIN holding_exceptions x USING (feed_id, version_id)"
+            " JOIN members m ON m.domain = v.writer AND NOT m.removed"
+            " WHERE v.feed_id = ? AND v.version_id = ? AND x.domain = v.writer",
             store_id, version_id,
         )  # fmt: skip
         return [str(domain) for (domain,) in rows]

@@ -14,22 +14,19 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from collective.catalog.applier import Applier, Body, Feed
-from collective.catalog.entry import (
-    MAX_OPERATIONS,
-    ParsedEntry,
-    build_entry,
-    parse_entry,
-    position_of,
-)
+from collective.catalog import folding, waking
+from collective.catalog.applier import Body
+from collective.catalog.chain import meeting_seq
+from collective.catalog.entry import MAX_OPERATIONS, build_entry, parse_entry, position_of
 from collective.catalog.facts import as_bytes, as_int
-from collective.catalog.feed import Fork
 from collective.catalog.heads import HeadKeeper
+from collective.catalog.receiving import FOREIGN, Receiver
 from collective.catalog.tree import MAX_NUMBER
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import Conflict, Misconfigured, NotFound, Refused
+from collective.core.errors import Misconfigured, NotFound, Refused
 from collective.core.observe import SILENT, Observer
 from collective.wire import feed_pb2
 
@@ -50,7 +47,7 @@ class OwnKeys:
     coordinator_address: FederatedAddress
 
 
-class Ledger(Applier):
+class Ledger(Receiver):
     """One home's feeds, with the right to change them. One process at a time; its methods are thread-safe."""
 
     def __init__(
@@ -70,18 +67,21 @@ class Ledger(Applier):
         self.clock = clock
         self.observer = observer
         self.choose_hosts = choose_hosts
-        self._heads = heads
+        self.heads_kept = heads
+        self.hearing = waking.Hearing()
         self._announced: dict[bytes, int] = {}
-        self._doubtful: set[bytes] = set()
         self._unannounced: dict[bytes, feed_pb2.Position] = {}
         self._rederive()
-        self._find_doubt()
+        for feed_id, position in self.heads().items():
+            if self.is_own(feed_id):
+                self._announced[feed_id] = position.seq
+        waking.find_doubt(self)
 
     def _committed(self) -> None:
         """Sync the heads of own entries beside the database; only then they are served or acknowledged."""
         unannounced, self._unannounced = self._unannounced, {}
         for feed_id, position in unannounced.items():
-            self._heads.keep(feed_id, position)
+            self.heads_kept.keep(feed_id, position)
             self._announced[feed_id] = position.seq
 
     def _rolled_back(self) -> None:
@@ -101,13 +101,57 @@ class Ledger(Applier):
     def root_feed(self) -> bytes:
         return self.root_feed_id
 
+    # ------------------------------------------------------------ doubt (waking.py has the rule)
+
+    def doubts(self) -> dict[bytes, str]:
+        """Own feeds on which nothing is signed, with why; under the empty id: all of them."""
+        return {as_bytes(feed): str(why) for feed, why in self._all("SELECT feed_id, reason FROM doubts")}
+
     def doubtful_feeds(self) -> list[bytes]:
-        """Own feeds that are behind what was told to others; nothing is appended to them."""
-        return sorted(self._doubtful)
+        """Own feeds that may be behind what was told to others; nothing is appended to them."""
+        return sorted(self.doubts())
+
+    def is_in_doubt(self, feed_id: bytes) -> bool:
+        doubts = self.doubts()
+        return feed_id in doubts or waking.ALL_FEEDS in doubts
+
+    def check_not_in_doubt(self, feed_id: bytes) -> None:
+        """Raises: Misconfigured, saying whom an own feed in doubt waits for and what mends it."""
+        if self.is_in_doubt(feed_id):
+            raise waking.refusal(self, feed_id)
 
     def is_doubtful(self) -> bool:
-        """Whether the own member feed is in doubt; then nothing is stated or granted."""
-        return self.own_is_admitted() and self.own_member_feed() in self._doubtful
+        """Whether the own member feed is in doubt, or not even here; then nothing is stated or granted."""
+        doubts = self.doubts()
+        if not doubts or waking.ALL_FEEDS in doubts:
+            return bool(doubts)
+        return not self.own_is_admitted() or self.own_member_feed() in doubts
+
+    def is_own(self, feed_id: bytes) -> bool:
+        """Whether this home writes a feed that is here."""
+        feed = self._feed(feed_id)
+        return feed is not None and self._writes(feed.kind, feed.owner)
+
+    def forked_feeds(self) -> list[bytes]:
+        """Feeds of which two histories were signed; their evidence is in the table `forks`."""
+        return [as_bytes(feed) for (feed,) in self._all("SELECT feed_id FROM feeds WHERE forked = 1 ORDER BY id")]
+
+    def is_forked(self, feed_id: bytes) -> bool:
+        feed = self._feed(feed_id)
+        return feed is not None and feed.forked
+
+    def enter_doubt(self, feed_id: bytes, reason: str) -> None:
+        if reason == FOREIGN:
+            self.hearing.stopped.add(feed_id)
+        self.observer.event("catalog.doubt", feed=feed_id.hex(), reason=reason)
+        waking.note_doubt(self, feed_id, reason)
+
+    def _writes(self, kind: str, owner: str) -> bool:
+        return owner == self.own_domain or (kind == "root" and self.own.root_key is not None)
+
+    def _took_back(self, feed_id: bytes) -> None:
+        feed = self._feed(feed_id)
+        self._announced[feed_id] = feed.head.seq if feed else 0
 
     def own_is_admitted(self) -> bool:
         """Whether the root feed here names this member."""
@@ -124,27 +168,40 @@ class Ledger(Applier):
             return []
         return super().entries_after(feed_id, seq, max_bytes=max_bytes, max_entries=max_entries)
 
-    def _find_doubt(self) -> None:
-        for feed in self._own_feeds():
-            kept = self._heads.newest(feed.feed_id)
-            self._announced[feed.feed_id] = feed.head.seq
-            if kept is None:
-                continue
-            here = feed.head
-            if (kept.epoch_number, kept.seq) > (here.epoch_number, here.seq) or (
-                kept.seq == here.seq and kept.hash != here.hash
-            ):
-                self._doubtful.add(feed.feed_id)
-                self.observer.event("catalog.doubt", feed=feed.feed_id.hex(), here=here.seq, kept=kept.seq)
+    def own_heads(self) -> dict[bytes, feed_pb2.Position]:
+        """Feed id -> head, of the feeds that this home writes and that are not in doubt."""
+        doubts = self.doubts()
+        if waking.ALL_FEEDS in doubts:
+            return {}
+        return {feed: head for feed, head in self.heads().items() if feed not in doubts and self.is_own(feed)}
 
-    def _own_feeds(self) -> list[Feed]:
-        feeds = [
-            self._feed(as_bytes(row[0]))
-            for row in self._all("SELECT feed_id FROM feeds WHERE owner = ?", self.own_domain)
-        ]
-        if self.own.root_key is not None:
-            feeds.append(self._feed(self.root_feed_id))
-        return [feed for feed in feeds if feed is not None]
+    def hear_head(self, feed_id: bytes, kept: feed_pb2.Position) -> bool:
+        """Take in what a disk of this home keeps as the head of an own feed; True when that puts the feed in doubt."""
+        return waking.hear_head(self, feed_id, kept)
+
+    def entries_beyond(
+        self, feed_id: bytes, theirs: feed_pb2.Position | None, *, max_bytes: int = 1 << 20, max_entries: int = 1024
+    ) -> list[bytes]:
+        """What somebody with that head lacks of a feed as it stands here, verbatim."""
+        start = meeting_seq(self, feed_id, theirs)
+        feed = self._feed(feed_id)
+        if feed is None or start < feed.dropped_seq:
+            return []  # they start from a snapshot
+        return self.entries_after(feed_id, start, max_bytes=max_bytes, max_entries=max_entries)
+
+    def open_base(self, store_id: bytes) -> bool:
+        """Load the tree of a feed that started from a snapshot without one, now that its blocks are here, and go on."""
+        with self.change() as connection:
+            feed = self._feed(store_id)
+            if feed is None or feed.opened_seq >= feed.dropped_seq:
+                return False
+            if not folding.load_sealed(connection, feed.id, store_id, feed.dropped_seq):
+                return False
+            self.open_waiting(connection, store_id)
+            connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+        return True
+
+    # ------------------------------------------------------------ appending
 
     def append_root(self, operations: Sequence[feed_pb2.RootOperation]) -> feed_pb2.Position:
         """Append to the root feed. Raises: Refused where the root key is not, Misconfigured in doubt."""
@@ -172,6 +229,8 @@ class Ledger(Applier):
         operations: Sequence[feed_pb2.TreeOperation] = (),
         leases: Sequence[feed_pb2.NumberLease] = (),
         absorbed: Iterable[bytes] = (),
+        releases: Iterable[feed_pb2.Release] = (),
+        snapshots: Sequence[feed_pb2.SnapshotPointer] = (),
         start: feed_pb2.StoreStart | None = None,
     ) -> feed_pb2.Position:
         """Append to an own DataStore's feed, sealed under its current key. Raises: Refused, Misconfigured in doubt.
@@ -186,7 +245,12 @@ class Ledger(Applier):
             if key is None:
                 raise Misconfigured("the DataStore's key is missing here")
             public = feed_pb2.StorePublic(
-                layouts=layouts, placements=placements, start=start, absorbed_operations=absorbed
+                layouts=layouts,
+                placements=placements,
+                start=start,
+                absorbed_operations=absorbed,
+                releases=releases,
+                snapshots=snapshots,
             )
             sealed = feed_pb2.StoreSealed(operations=operations, leases=leases)
             row = self._one("SELECT next_number FROM store_numbers WHERE store = ?", store.store_number)
@@ -200,14 +264,51 @@ class Ledger(Applier):
             )
             return self._append(store_id, self.own.signing_key, public, sealed.SerializeToString(), key)
 
-    def _append(
-        self, feed_id: bytes, key: Ed25519PrivateKey, body: Body, sealed: bytes = b"", store_key: bytes = b""
+    def append_opening(
+        self, feed_id: bytes, previous: feed_pb2.Position, start: feed_pb2.EpochStart
     ) -> feed_pb2.Position:
-        if feed_id in self._doubtful:
-            raise Misconfigured(
-                "the database is older than what was already told to others; nothing is signed on top of it",
-                "restore the newest catalog.db of this home",
-            )
+        """Open an epoch of an own feed: `previous` has the new epoch's name and the base's seq and hash.
+
+        The entry carries nothing else, unless it is the feed's first: then what every first entry carries.
+        """
+        with self.change():
+            if feed_id == self.root_feed_id:
+                assert self.own.root_key is not None
+                return self._append(feed_id, self.own.root_key, feed_pb2.RootBody(epoch_start=start), previous=previous)
+            body: Body
+            if feed_id == self.own_member_feed():
+                body = feed_pb2.MemberBody(epoch_start=start)
+                if not previous.seq:
+                    certificate = self.own.signing_certificate.public_bytes(Encoding.DER)
+                    body.operations.add(
+                        id=feed_pb2.OperationId(writer=self.own_domain, random=os.urandom(16)),
+                        signing_key=feed_pb2.SigningKey(certificate=certificate),
+                    )
+            else:
+                body = feed_pb2.StorePublic(epoch_start=start)
+                if not previous.seq:
+                    body.start.CopyFrom(self.store_start())
+            return self._append(feed_id, self.own.signing_key, body, previous=previous)
+
+    def store_start(self) -> feed_pb2.StoreStart:
+        """What a store feed of this home begins with. Raises: Misconfigured."""
+        member_feed = self.own_member_feed()
+        first = self.entries_after(member_feed, 0, max_entries=1)
+        if not first:
+            raise Misconfigured("the member feed has no first entry")
+        position = position_of(parse_entry(first[0]))
+        return feed_pb2.StoreStart(member_feed_id=member_feed, signing_key_entry=position)
+
+    def _append(
+        self,
+        feed_id: bytes,
+        key: Ed25519PrivateKey,
+        body: Body,
+        sealed: bytes = b"",
+        store_key: bytes = b"",
+        previous: feed_pb2.Position | None = None,
+    ) -> feed_pb2.Position:
+        self.check_not_in_doubt(feed_id)
         with self.change() as connection:
             feed = self._feed(feed_id)
             if feed is not None and feed.forked:
@@ -215,9 +316,10 @@ class Ledger(Applier):
                     "another process signed entries of this feed; nothing more is signed here",
                     "find the second copy of this home and stop it",
                 )
-            previous = feed.head.position() if feed else feed_pb2.Position()
-            if not previous.seq:
-                previous = feed_pb2.Position(epoch_number=1, epoch_id=os.urandom(16))
+            if previous is None:
+                previous = feed.head.position() if feed else feed_pb2.Position()
+                if not previous.seq:
+                    previous = feed_pb2.Position(epoch_number=1, epoch_id=os.urandom(16))
             (lamport,) = connection.execute("SELECT value FROM meta WHERE key = 'lamport'").fetchone()
             entry = build_entry(
                 key,
@@ -233,53 +335,3 @@ class Ledger(Applier):
             self._unannounced[feed_id] = position_of(entry)
             self._announced.setdefault(feed_id, 0)
             return position_of(entry)
-
-    # ------------------------------------------------------------ received entries
-
-    def receive(self, raw: bytes) -> bool:
-        """Take an entry of another's feed (or an own one that came back); False when it is here already.
-
-        Raises: Gap (pull what is missing), Corrupt, Refused, NotFound (its writer is not known yet), Conflict (fork:
-        both are kept as evidence, nothing of that feed is applied any more).
-        """
-        entry = parse_entry(raw)
-        with self._lock:
-            feed = self._feed(entry.header.feed_id)
-            if feed is not None and entry.header.seq <= feed.head.seq:
-                return self._known(feed, entry)
-            if feed is not None and feed.forked:
-                raise Conflict(f"feed {feed.feed_id.hex()[:12]} is forked; nothing more of it is taken")
-            try:
-                with self.change() as connection:
-                    if self._is_own(entry.header.feed_id):
-                        self._verify(entry)
-                        raise Fork("an entry of an own feed came that was not written here")
-                    self._apply(connection, entry)
-            except Fork:
-                self._keep_fork(entry)
-                raise
-        return True
-
-    def _is_own(self, feed_id: bytes) -> bool:
-        if feed_id == self.root_feed_id:
-            return self.own.root_key is not None
-        row = self._one("SELECT owner FROM feeds WHERE feed_id = ?", feed_id)
-        return row is not None and row[0] == self.own_domain
-
-    def _known(self, feed: Feed, entry: ParsedEntry) -> bool:
-        """An entry at or below the head: the same is fine, another is evidence."""
-        row = self._one("SELECT hash FROM entries WHERE feed = ? AND seq = ?", feed.id, entry.header.seq)
-        if row is None or row[0] == entry.hash:
-            return False
-        self._verify(entry)
-        self._keep_fork(entry)
-        raise Fork(f"two different entries {entry.header.seq} of feed {feed.feed_id.hex()[:12]} are signed")
-
-    def _keep_fork(self, entry: ParsedEntry) -> None:
-        self._verify(entry)  # only what the writer really signed is evidence
-        with self.change() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO forks VALUES (?, ?, ?)", (entry.header.feed_id, entry.header.seq, entry.raw)
-            )
-            connection.execute("UPDATE feeds SET forked = 1 WHERE feed_id = ?", (entry.header.feed_id,))
-        self.observer.event("catalog.fork", feed=entry.header.feed_id.hex(), seq=entry.header.seq)

@@ -13,7 +13,7 @@ from collective.core.errors import CollectiveError, Corrupt, Refused
 from collective.identity import ComponentKind, check_member_domain, read_identity
 from collective.wire import feed_pb2
 
-__all__ = ["apply_member_operation", "apply_root_operation", "signing_public_key"]
+__all__ = ["apply_member_operation", "apply_root_operation", "cut_statements", "signing_public_key"]
 
 
 def apply_root_operation(
@@ -171,9 +171,27 @@ def _wrap(connection: sqlite3.Connection, domain: str, change: feed_pb2.KeyWrap)
 
 
 def _hold(connection: sqlite3.Connection, domain: str, change: feed_pb2.Holding) -> None:
-    connection.execute("INSERT OR REPLACE INTO holdings VALUES (?, ?, ?)", (change.feed_id, domain, change.head.seq))
+    reach = change.head.seq
+    cut = connection.execute(
+        "SELECT min(e.first_seq) - 1 FROM epochs e JOIN feeds f ON f.id = e.feed WHERE f.feed_id = ? AND e.number > ?",
+        (change.feed_id, change.head.epoch_number),
+    ).fetchone()
+    if cut[0] is not None:
+        reach = min(reach, cut[0])
+    connection.execute(
+        "INSERT OR REPLACE INTO holdings VALUES (?, ?, ?, ?, ?)",
+        (change.feed_id, domain, reach, change.head.epoch_number, change.head.seq),
+    )
     connection.execute("DELETE FROM holding_exceptions WHERE feed_id = ? AND domain = ?", (change.feed_id, domain))
     connection.executemany(
         "INSERT OR IGNORE INTO holding_exceptions VALUES (?, ?, ?)",
         [(change.feed_id, domain, version) for version in change.except_versions],
+    )
+
+
+def cut_statements(connection: sqlite3.Connection, feed_id: bytes, epoch_number: int, base_seq: int) -> None:
+    """An epoch opened: statements made in earlier ones reach no further than its base, whichever came first."""
+    connection.execute(
+        "UPDATE holdings SET seq = min(seq, ?) WHERE feed_id = ? AND epoch_number < ?",
+        (base_seq, feed_id, epoch_number),
     )

@@ -28,7 +28,15 @@ from collective.core.layout import MAX_CHUNK_SIZE_BYTES, VersionLayout, sealed_s
 from collective.core.sizes import KIB
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["ChooseMembers", "Conflict", "commit_operations", "committed_at", "list_conflicts"]
+__all__ = [
+    "Batch",
+    "ChooseMembers",
+    "Conflict",
+    "commit_operations",
+    "committed_at",
+    "list_conflicts",
+    "writer_and_owner",
+]
 
 # (DataStore, version id, sealed bytes, writer's member domain) -> who shall hold it, the writer first
 ChooseMembers = Callable[[DataStore, bytes, int, str], Sequence[str]]
@@ -80,7 +88,8 @@ def commit_operations(
         store = ledger.store(store_id)
         if store.owner != ledger.own_domain:
             raise Refused(f"{store.owner} orders the changes of that DataStore")
-        batch = _Batch(ledger, store, actor_domain, now, exact, choose_members)
+        ledger.check_not_in_doubt(store_id)
+        batch = Batch(ledger, store, actor_domain, now, exact, choose_members)
         outcomes = [batch.take(one) for one in staged]
         return outcomes, batch.append()
 
@@ -90,8 +99,9 @@ def committed_at(ledger: Ledger, id_: feed_pb2.OperationId) -> feed_pb2.Position
     if ledger._one("SELECT 1 FROM operations WHERE writer = ? AND random = ?", id_.writer, id_.random) is None:
         return None
     row = ledger._one(
-        "SELECT f.epoch_number, f.epoch_id, o.seq, e.hash FROM operations o JOIN feeds f ON f.id = o.feed"
-        " JOIN entries e ON e.feed = o.feed AND e.seq = o.seq WHERE o.writer = ? AND o.random = ?",
+        "SELECT f.epoch_number, f.epoch_id, o.seq, coalesce(e.hash, x'') FROM operations o"
+        " JOIN feeds f ON f.id = o.feed LEFT JOIN entries e ON e.feed = o.feed AND e.seq = o.seq"
+        " WHERE o.writer = ? AND o.random = ?",
         id_.writer, id_.random,
     )  # fmt: skip
     if row is None:
@@ -121,7 +131,7 @@ class _Part:
     size_bytes: int = 0
 
 
-class _Batch:
+class Batch:
     """The changes of one call, laid over the tree one after the other, gathered into entries."""
 
     def __init__(
@@ -178,12 +188,10 @@ class _Batch:
     def _accept(
         self, staged: submit_pb2.StagedOperation, operation: feed_pb2.TreeOperation, kept: Kept | None
     ) -> Outcome:
-        refusal = self._rights.check(operation)
+        refusal = self.not_allowed(operation, numbered_by_writer=kept is None)
         if refusal:
             return _refused(refusal, errno.EACCES)
-        if operation.HasField("create") and kept is None and not self._may_number(operation.create.inode):
-            return _refused("an inode number that was not leased to the writer", errno.EACCES)
-        layout = self._layout(staged, operation)
+        layout = self.layout_for(staged, operation)
         if isinstance(layout, str):
             return _refused(layout, errno.EINVAL)
         reason = self._view.overlay.apply(len(self._here), self._store, operation, int(self._now * 1e9))
@@ -198,10 +206,16 @@ class _Batch:
         self._record(operation.id, kept)
         return Outcome(outcome=submit_pb2.CONFLICT, reason=kept.reason, name=kept.name)
 
-    def _may_number(self, number: int) -> bool:
-        return any(number in block for block in self._numbers)
+    def not_allowed(self, operation: feed_pb2.TreeOperation, *, numbered_by_writer: bool) -> str:
+        """Why the writer may not make this change, which fits the tree; "" when it may."""
+        refusal = self._rights.check(operation)
+        if not refusal and operation.HasField("create") and numbered_by_writer:
+            number = operation.create.inode
+            if not any(number in block for block in self._numbers):
+                return "an inode number that was not leased to the writer"
+        return refusal
 
-    def _layout(
+    def layout_for(
         self, staged: submit_pb2.StagedOperation, operation: feed_pb2.TreeOperation
     ) -> feed_pb2.Layout | str | None:
         """The layout to go with a change, None when it needs none, or why it cannot be."""

@@ -141,9 +141,29 @@ class Disk:
             moved = True
         except FileNotFoundError:
             moved = False
-        with (self._quarantine / REASONS).open("a") as log:
-            log.write(json.dumps({"chunk": kept.name, "reason": reason}) + "\n")
+        line = json.dumps({"chunk": kept.name, "reason": reason}).encode() + b"\n"
+        with (self._quarantine / REASONS).open("a+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 1))
+            torn = log.read(1) not in (b"", b"\n")  # by a power loss: what comes now has a line of its own
+            log.write(b"\n" + line if torn else line)
+            log.flush()
+            os.fsync(log.fileno())
         return moved
+
+    def set_aside_ids(self) -> set[bytes]:
+        """The ids of all chunks that were ever set aside here, also those whose file was gone. Raises: OSError."""
+        try:
+            lines = (self._quarantine / REASONS).read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return set()
+        ids = set()
+        for line in lines:
+            try:
+                ids.add(bytes.fromhex(json.loads(line)["chunk"].partition("-")[0]))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a line that a power loss tore
+        return {id_ for id_ in ids if len(id_) == CHUNK_ID_BYTES}
 
     def set_aside_count(self) -> int:
         """Chunk files in the quarantine. Raises: OSError."""

@@ -66,6 +66,7 @@ class ChunkStore:
         self._closed = False
         for folder in range(FOLDERS):
             self._index.load(folder, disk.chunks_in(folder))
+        self._missing = {id_ for id_ in disk.set_aside_ids() if self._index.size_of(id_) is None}
 
     @classmethod
     def open(
@@ -150,6 +151,7 @@ class ChunkStore:
             self._arriving_bytes -= size_bytes
             if error is None:
                 self._index.add(id_, size_bytes)
+                self._missing.discard(id_)
         if error is None:
             arriving.set_result(None)
         else:
@@ -310,8 +312,14 @@ class ChunkStore:
             except OSError as error:
                 raise disk_error(error, "a broken chunk cannot be set aside") from error
             self._index.remove(id_)
+            self._missing.add(id_)
             self._files.forget(id_)
             self._quarantined_count += moved
+
+    def missing(self, after: bytes, limit: int) -> list[bytes]:
+        """Ids of chunks that were set aside, also before a restart, and have not come back; in order, past `after`."""
+        with self._lock:
+            return sorted(id_ for id_ in self._missing if id_ > after)[:limit]
 
     def status(self) -> StoreStatus:
         """Figures now. Raises: Misconfigured (the disk does not answer)."""

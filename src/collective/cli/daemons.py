@@ -12,7 +12,8 @@ from collective.cli.words import home_of, start
 from collective.core.errors import Misconfigured
 from collective.core.sizes import parse_size
 from collective.daemon.config import load_node_config
-from collective.daemon.coordinator import CoordinatorSettings, run_coordinator
+from collective.daemon.coordinator import run_coordinator
+from collective.daemon.foundation import CoordinatorSettings
 from collective.daemon.home import Home
 from collective.daemon.node import NodeSettings, run_node
 from collective.daemon.runtime import LogObserver, SystemClock, die_with_parent, raise_memory_thresholds, until_stopped
@@ -29,6 +30,9 @@ __all__ = ["coordinator", "node"]
 @click.option("--lane", default="", metavar="HOST:PORT", help="Lane port (default: the gRPC port + 1).")
 @click.option("--node-lane", default="", metavar="HOST:PORT", help="The carried node's lane (default: gRPC port + 2).")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, exists=True), help="The plan's JSON file.")
+@click.option(
+    "--without", multiple=True, metavar="MEMBER", help="Wake up in doubt without this member's answer (repeatable)."
+)
 @click.option("--debug", is_flag=True, help="Log everything.")
 @click.pass_context
 def coordinator(
@@ -40,6 +44,7 @@ def coordinator(
     lane: str,
     node_lane: str,
     config_file: Path | None,
+    without: tuple[str, ...],
     debug: bool,
 ) -> None:
     """Run this home's coordinator, with its storage node when --storage is given. Stops on SIGTERM."""
@@ -52,6 +57,7 @@ def coordinator(
         node_lane=node_lane or _next_port(grpc_address, 2),
         storage_bytes=parse_size(storage) if storage else section.storage_capacity,
         storage_path=str(home.storage_path(storage_path)),
+        without=without,
     )
     raise_memory_thresholds()
     start(_coordinate(home, settings, debug))

@@ -8,9 +8,11 @@ from typing import TypeVar
 import click
 from google.protobuf.message import Message
 
+from collective.cli.old_addresses import full_address
 from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, start
-from collective.core.errors import Refused
+from collective.core.errors import Misconfigured, Refused
 from collective.core.sizes import format_size, parse_duration
+from collective.daemon.client import known_domains
 from collective.daemon.control import open_control
 from collective.daemon.home import Home
 from collective.daemon.runtime import SystemClock
@@ -19,6 +21,7 @@ from collective.wire import control_pb2, feed_pb2
 __all__ = ["datastore"]
 
 _Reply = TypeVar("_Reply", bound=Message)
+LAST_MOMENT_SECONDS = 253_402_300_000.0  # the end of the year 9999, as far as dates can be shown
 RIGHTS = {"read": feed_pb2.READ, "write": feed_pb2.WRITE, "delete": feed_pb2.DELETE, "share": feed_pb2.SHARE}
 
 
@@ -38,13 +41,14 @@ def create(
     context: click.Context, path: str, owner: str, strategy: str | None, replicas: int | None, as_json: bool
 ) -> None:
     """Make a DataStore at PATH, or apply these settings to the one that is there."""
+    home = home_of(context)
     request = control_pb2.CreateDataStoreRequest(
         path=path_and_owner(path, set())[0],
-        owner=owner,
+        owner=full_address(home, owner),
         strategy=feed_pb2.Strategy.Value(strategy.upper()) if strategy else feed_pb2.STRATEGY_UNSPECIFIED,
         replicas=replicas or 0,
     )
-    reply = start(_call(home_of(context), "CreateDataStore", request, control_pb2.DataStoreReply()))
+    reply = start(_call(home, "CreateDataStore", request, control_pb2.DataStoreReply()))
     for text in reply.notes:
         note(text)
     if as_json:
@@ -74,10 +78,8 @@ def list_(context: click.Context, as_json: bool) -> None:
 def show(context: click.Context, path: str, as_json: bool) -> None:
     """One DataStore with its grants and hosts."""
     home = home_of(context)
-    plain, separator, owner = path.rpartition("@")
-    request = control_pb2.ShowDataStoreRequest(
-        path=path_and_owner(plain if separator else path, set())[0], owner=owner if separator else ""
-    )
+    plain, owner = path_and_owner(path, known_domains(home))
+    request = control_pb2.ShowDataStoreRequest(path=plain, owner=owner)
     reply = start(_call(home, "ShowDataStore", request, control_pb2.DataStoreReply()))
     if as_json:
         print_json(_as_dict(reply.datastore))
@@ -102,13 +104,14 @@ def grant(context: click.Context, path: str, rights: str, subject: str, until: s
         if word not in RIGHTS:
             raise Refused(f"{word!r} is not a right", f"rights are {', '.join(RIGHTS)}, joined by commas")
         wanted.append(RIGHTS[word])
+    home = home_of(context)
     request = control_pb2.GrantRightsRequest(
         path=path_and_owner(path, set())[0],
         rights=wanted,
-        subject=subject,
+        subject=full_address(home, subject),
         valid_until_milliseconds=_until_milliseconds(until),
     )
-    reply = start(_call(home_of(context), "GrantRights", request, control_pb2.GrantRightsReply()))
+    reply = start(_call(home, "GrantRights", request, control_pb2.GrantRightsReply()))
     for text in reply.notes:
         note(text)
     if as_json:
@@ -125,15 +128,18 @@ async def _call(home: Home, name: str, request: Message, reply: _Reply) -> _Repl
 def _until_milliseconds(text: str) -> int:
     if not text:
         return 0
-    if text[-1].isalpha():
-        return int((SystemClock().wall() + parse_duration(text)) * 1000)
+    now = SystemClock().wall()
     try:
         moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise Refused(f"{text!r} is neither a duration nor a date", "write 30d or 2027-01-31") from None
-    if moment.tzinfo is None:
-        moment = moment.astimezone()
-    return int(moment.timestamp() * 1000)
+        seconds = (moment if moment.tzinfo is not None else moment.astimezone()).timestamp()
+    except (ValueError, OverflowError):
+        try:
+            seconds = now + parse_duration(text)
+        except Misconfigured:
+            raise Refused(f"{text!r} is neither a duration nor a date", "write 30d or 2027-01-31") from None
+    if not now < seconds < LAST_MOMENT_SECONDS:
+        raise Refused(f"{text!r} is no time that a grant can end at", "write one to come, such as 30d or 2027-01-31")
+    return int(seconds * 1000)
 
 
 def _one_line(info: control_pb2.DataStoreInfo) -> str:

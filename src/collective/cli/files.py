@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, start, tell_commit
+from collective.cli.words import home_of, json_option, note, path_and_owner, print_json, shown_name, start, tell_commit
 from collective.core.errors import Refused
 from collective.core.sizes import format_size
 from collective.daemon.client import known_domains
@@ -177,7 +177,7 @@ def ls(context: click.Context, address: str, long: bool, recursive: bool, as_jso
 
 def _file_line(info: control_pb2.FileInfo, top: bytes, long: bool) -> str:
     inside = info.path[len(top.rstrip(b"/")) + 1 :] if info.path.startswith(top.rstrip(b"/") + b"/") else info.path
-    name = inside.decode(errors="backslashreplace") + ("/" if stat.S_ISDIR(info.mode) else "")
+    name = shown_name(inside) + ("/" if stat.S_ISDIR(info.mode) else "")
     if not long:
         return name
     moment = datetime.datetime.fromtimestamp(info.mtime_nanoseconds / 1e9).astimezone()
@@ -187,7 +187,7 @@ def _file_line(info: control_pb2.FileInfo, top: bytes, long: bool) -> str:
 
 def _file_dict(info: control_pb2.FileInfo) -> dict[str, object]:
     return {
-        "path": info.path.decode(errors="surrogateescape").encode(errors="replace").decode(errors="replace"),
+        "path": info.path.decode(errors="surrogateescape"),
         "directory": stat.S_ISDIR(info.mode),
         "mode": info.mode,
         "size_bytes": info.size_bytes,

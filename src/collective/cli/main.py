@@ -71,14 +71,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
     except CollectiveError as error:
-        print(f"collective: {error}", file=sys.stderr)
+        print(f"collective: {_plain(str(error))}", file=sys.stderr)
         _leave(codes_of(error).exit_code)
+    except OSError as error:  # a file that a person named, or where the output goes
+        if os.environ.get("COLLECTIVE_DEBUG"):
+            traceback.print_exc()
+        where = f": {error.filename}" if error.filename else ""
+        print(f"collective: {_plain(f'{error.strerror or error}{where}')}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what could not be written is not tried again
+        _leave(1)
     except Exception as error:
         if os.environ.get("COLLECTIVE_DEBUG"):
             traceback.print_exc()
         print(f"collective: internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("  set COLLECTIVE_DEBUG=1 and run it again to see where; please report it", file=sys.stderr)
         _leave(1)
+
+
+def _plain(text: str) -> str:
+    """A message without what would steer a terminal: names of files stand in it as others made them."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape", "replace").decode()
+        for letter in text
+    )
 
 
 def _leave(code: int) -> None:

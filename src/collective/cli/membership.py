@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from collective.admission import found_federation, join_with_bundle, make_join_request
-from collective.cli.words import endpoint_option, home_of, json_option, note, parse_endpoint, print_json, start
+from collective.cli.words import (
+    NewFile,
+    describe_peer,
+    endpoint_option,
+    home_of,
+    json_option,
+    note,
+    parse_endpoint,
+    print_json,
+    start,
+)
 from collective.core.address import member_identity, validate_domain
-from collective.core.errors import Conflict, Misconfigured, NotFound
+from collective.core.errors import Misconfigured, NotFound
 from collective.daemon.client import read_members
 from collective.daemon.config import (
     CoordinatorConfig,
@@ -53,14 +65,13 @@ def init(
     federation_domain = validate_domain(domain)
     member_domain = validate_domain(member if "." in member else f"{member}.{federation_domain}")
     reachable = [parse_endpoint(text) for text in endpoints]
-    _make_home(home)
     clock = SystemClock()
-    with home.locked():
-        opener = home.catalog_opener(clock, federation_domain=federation_domain)
+    with home.being_made() as made_home:
+        opener = made_home.catalog_opener(clock, federation_domain=federation_domain)
         found_federation(
-            home.identity, federation_domain, member_domain, reachable, clock.wall(), opener, root_directory
+            made_home.identity, federation_domain, member_domain, reachable, clock.wall(), opener, root_directory
         )
-        _save_config(home, federation_domain, member_domain, reachable)
+        made_home.save_config(_config(home, federation_domain, member_domain, reachable))
     made = [] if no_datastores else list(DEFAULT_DATASTORES)
     start(_make_datastores(home, made))
     paths = [path.decode() for path, _, _ in made]
@@ -94,12 +105,10 @@ def bundle(context: click.Context, member: str, request_file: Path | None, out: 
     """Admit a member and write the file that its home joins with."""
     if not member and request_file is None:
         raise click.UsageError("name the new member with --member, or give the request it made with --request")
-    if out.exists():
-        raise Conflict(f"{out} is there already", "name another file")
     request = control_pb2.BundleRequest(member=member, join_request=_read(request_file) if request_file else b"")
-    reply = start(_bundle(home_of(context), request))
-    out.touch(mode=0o600)
-    out.write_bytes(reply.bundle)
+    with NewFile(out) as file:
+        reply = start(_bundle(home_of(context), request))
+        file.write(reply.bundle)
     for text in reply.notes:
         note(text)
     if as_json:
@@ -136,19 +145,20 @@ def join(
     if request_file is not None:
         if not member:
             raise click.UsageError("--request needs --member, this home's name or domain")
-        _make_home(home)
-        request = make_join_request(home.identity, member, reachable)
-        request_file.write_bytes(request.SerializeToString())
+        with NewFile(request_file) as file:
+            _make_home(home)
+            file.write(make_join_request(home.identity, member, reachable).SerializeToString())
         click.echo(f"Wrote {request_file}. At the root holder: collective federation bundle --request {request_file}")
         return
     assert bundle_file is not None
     raw = _read(bundle_file)
-    _make_home(home)
     clock = SystemClock()
-    with home.locked():
-        household, read = join_with_bundle(home.identity, raw, reachable, clock.wall(), home.catalog_opener(clock))
-        _save_config(home, read.federation_domain, read.member_domain, reachable, read.issuer_domain)
-        home.save_peers({read.issuer_domain: list(read.issuer_endpoints)})
+    with home.being_made() as made_home:
+        opener = made_home.catalog_opener(clock)
+        household, read = join_with_bundle(made_home.identity, raw, reachable, clock.wall(), opener)
+        config = _config(home, read.federation_domain, read.member_domain, reachable, read.issuer_domain)
+        made_home.save_config(config)
+        made_home.save_peers({read.issuer_domain: list(read.issuer_endpoints)})
     if as_json:
         print_json({"federation": read.federation_domain, "member": read.member_domain, "home": str(home.path)})
         return
@@ -161,12 +171,30 @@ def join(
 @click.pass_context
 def members(context: click.Context, as_json: bool) -> None:
     """Who is a member, with what this home knows of them."""
-    rows = read_members(home_of(context))
+    home = home_of(context)
+    rows = read_members(home)
+    seen = {peer["member"]: peer for peer in start(_peers(home))}
     if as_json:
-        print_json({"members": [dataclasses.asdict(row) for row in rows]})
+        print_json({"members": [dataclasses.asdict(row) | _seen(seen.get(row.domain)) for row in rows]})
         return
     for row in rows:
-        click.echo(f"{row.identity}  {row.domain}  {' '.join(row.endpoints)}{'  removed' if row.removed else ''}")
+        state = "removed" if row.removed else describe_peer(seen[row.domain]) if row.domain in seen else ""
+        click.echo(f"{row.identity}  {row.domain}  {' '.join(row.endpoints)}  {state}".rstrip())
+
+
+async def _peers(home: Home) -> list[dict[str, Any]]:
+    """What the running coordinator thinks of the others; nothing when none runs."""
+    if not home.socket.exists():
+        return []
+    async with open_control(home, SystemClock()) as control:
+        reply = await control.call("Status", control_pb2.StatusRequest(), control_pb2.StatusReply)
+        peers: list[dict[str, Any]] = json.loads(reply.json)["peers"]
+        return peers
+
+
+def _seen(peer: dict[str, Any] | None) -> dict[str, Any]:
+    keys = ("state", "entries_behind", "entries_ahead", "heard_seconds_ago")
+    return {key: peer[key] if peer else None for key in keys}
 
 
 def _make_home(home: Home) -> None:
@@ -175,26 +203,24 @@ def _make_home(home: Home) -> None:
     ensure_private_directory(home.path)
 
 
-def _save_config(
+def _config(
     home: Home, federation_domain: str, member_domain: str, endpoints: list[feed_pb2.Endpoint], issuer: str = ""
-) -> None:
-    home.save_config(
-        CoordinatorConfig(
-            federation=FederationSection(
-                domain=federation_domain,
-                member_domain=member_domain,
-                root_ca=str(home.identity / "root-ca.crt"),
-            ),
-            network=NetworkSection(
-                endpoints=tuple(
-                    EndpointConfig.model_validate({"type": end.type, "address": end.grpc, "lane": end.lane})
-                    for end in endpoints
-                )
-            ),
-            coordinator=CoordinatorSection(
-                address=f"coord@{member_domain}", bootstrap_peers=(f"coord@{issuer}",) if issuer else ()
-            ),
-        )
+) -> CoordinatorConfig:
+    return CoordinatorConfig(
+        federation=FederationSection(
+            domain=federation_domain,
+            member_domain=member_domain,
+            root_ca=str(home.identity / "root-ca.crt"),
+        ),
+        network=NetworkSection(
+            endpoints=tuple(
+                EndpointConfig.model_validate({"type": end.type, "address": end.grpc, "lane": end.lane})
+                for end in endpoints
+            )
+        ),
+        coordinator=CoordinatorSection(
+            address=f"coord@{member_domain}", bootstrap_peers=(f"coord@{issuer}",) if issuer else ()
+        ),
     )
 
 

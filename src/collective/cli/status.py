@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from collective.cli.words import home_of, json_option, print_json, start
+from collective.cli.old_addresses import full_address
+from collective.cli.words import describe_peer, home_of, json_option, print_json, start
 from collective.core.sizes import format_size
 from collective.daemon.client import ping_member
 from collective.daemon.control import open_control
@@ -39,11 +40,16 @@ def status(context: click.Context, show_connections: bool, as_json: bool) -> Non
     for node in document["nodes"]:
         click.echo(_node_line(node))
     for peer in document["peers"]:
-        state = "connected" if peer["connected"] else f"not reached: {peer['reason']}"
+        state = describe_peer(peer)
+        if not peer["connected"] and peer["reason"]:
+            state += f": {peer['reason']}"
         where = f"  {peer['endpoint']}" if show_connections and peer["endpoint"] else ""
         click.echo(f"  peer {peer['member']}{where}  {state}")
     for store in document["datastores"]:
         click.echo(_store_line(store))
+    for mount in document["mounts"]:
+        waiting = f"{mount['pending']} changes on their way" if mount["pending"] else "everything handed over"
+        click.echo(f"  mount {mount['directory']}  {waiting}")
     for row in document["pending"]:
         reason = f": {row['reason']}" if row["reason"] else ""
         click.echo(f"  pending {row['owner']}  {row['changes']} changes {row['state']}{reason}  ({row['mend']})")
@@ -86,10 +92,12 @@ def _store_line(store: dict[str, Any]) -> str:
 @click.pass_context
 def ping(context: click.Context, member: str, count: int, as_json: bool) -> None:
     """Reach another member's coordinator (bob.media.collective or bob@media.collective)."""
+    home = home_of(context)
+    whom = full_address(home, member)
     times = []
     for _ in range(count):
         began = time.monotonic()
-        address = start(ping_member(home_of(context), member, SystemClock()))
+        address = start(ping_member(home, whom, SystemClock()))
         times.append((time.monotonic() - began) * 1000)
         if not as_json:
             click.echo(f"{address} answered in {times[-1]:.1f} ms (with connecting)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from collective.catalog import Reader, VersionReference
 from collective.core.address import FederatedAddress, member_domain, member_identity, parse_address
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Misconfigured, Unreachable
+from collective.core.errors import CollectiveError, Unreachable
 from collective.core.observe import SILENT, Observer
 from collective.daemon.home import Home
 from collective.identity import Credentials, Level, TrustStore
@@ -44,11 +44,9 @@ class ReadSide:
 
     def refresh_trust(self) -> None:
         """Take over who is a member now."""
-        for member in self.reader.members():
-            if member.removed:
-                self.trust.remove_member(member.domain)
-            else:
-                self.trust.add_member(member.ca_certificate)
+        self.trust.set_roster(
+            (member.domain, member.ca_certificate, member.removed) for member in self.reader.members()
+        )
 
     async def open(self, reference: VersionReference) -> VersionSource:
         """A source of one version's bytes."""
@@ -88,11 +86,7 @@ async def dial_own_coordinator(side: ReadSide, handlers: Mapping[int, LaneHandle
 @contextlib.asynccontextmanager
 async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) -> AsyncIterator[ReadSide]:
     """Everything a reading process needs. Raises: Misconfigured when there is no home."""
-    if not home.database.exists():
-        raise Misconfigured(
-            f"there is no home at {home.path}",
-            "make one with `collective federation init` or `federation join`, or name it with --home",
-        )
+    home.check()
     credentials = Credentials.load(home.identity, "client")
     own_domain = credentials.identity.member_domain
     reader = Reader.open(home.database, own_domain)
@@ -134,7 +128,8 @@ class RosterRow:
 
 
 def read_members(home: Home) -> list[RosterRow]:
-    """The roster, from this home's database."""
+    """The roster, from this home's database. Raises: Misconfigured when there is no home."""
+    home.check()
     own_domain = Credentials.load(home.identity, "client").identity.member_domain
     reader = Reader.open(home.database, own_domain)
     try:
@@ -154,11 +149,6 @@ def read_members(home: Home) -> list[RosterRow]:
 
 def known_domains(home: Home) -> set[str]:
     """The member domains that this home knows; whatever else follows an @ is part of a name."""
-    if not home.database.exists():
-        raise Misconfigured(
-            f"there is no home at {home.path}",
-            "make one with `collective federation init` or `federation join`, or name it with --home",
-        )
     return {row.domain for row in read_members(home)}
 
 

@@ -59,7 +59,10 @@ class _Section(BaseModel):
 
 
 class FederationSection(_Section):
-    """`domain` of the federation, `member_domain` of this home, where the root certificate lies, who is trusted."""
+    """`domain` of the federation, `member_domain` of this home, where the root certificate lies, who is trusted.
+
+    `federation_only`: addresses of the old form (`alice`) are refused at the command line too.
+    """
 
     domain: Domain = ""
     member_domain: Domain = ""
@@ -107,6 +110,7 @@ class CoordinatorSection(_Section):
     storage_path: str = ""
     listen: str = "127.0.0.1:8001"
     lane: str = ""
+    snapshot_entries: int = Field(default=10_000, ge=10)  # a DataStore's feed is folded after so many
 
 
 class CoordinatorConfig(_Section):
@@ -148,9 +152,6 @@ class NodeConfig(_Section):
 
 # Parsed and validated, but nothing acts on them yet: their behaviour comes with later work.
 _UNBUILT: Mapping[str, str] = {
-    "federation.enable_gossip": "gossip is not built yet; peers are met by PeerConnect",
-    "federation.gossip_interval": "gossip is not built yet",
-    "federation.federation_only": "old addresses are refused everywhere already",
     "datastores.cache_popular": "popularity copies are not built yet",
     "datastores.cross_member": "copies already go to other members; diversity rules are not built yet",
     "datastores.permissions": "grants are given with `datastore grant`",

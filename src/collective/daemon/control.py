@@ -13,10 +13,11 @@ from typing import Protocol, TypeVar
 from google.protobuf.message import Message
 
 from collective.core.clock import Clock
-from collective.core.errors import Misconfigured, Unreachable
+from collective.core.errors import Unreachable
 from collective.core.observe import SILENT
-from collective.daemon.coordinator import Parts, assemble
+from collective.daemon.foundation import open_foundation
 from collective.daemon.home import Home
+from collective.daemon.parts import Parts, assemble
 from collective.net.channels import LocalChannel
 from collective.net.rpc import Caller, Row
 
@@ -62,7 +63,7 @@ class _Local:
     running = False
 
     def __init__(self, parts: Parts) -> None:
-        self._rows: dict[str, Row] = {row.method: row for row in parts.rows}
+        self._rows: dict[str, Row] = {row.method: row for row in parts.rows()}
         self._caller = Caller(identity=None)
 
     async def call(
@@ -81,11 +82,7 @@ class _Local:
 @contextlib.asynccontextmanager
 async def open_control(home: Home, clock: Clock, *, need_running: bool = False) -> AsyncIterator[Control]:
     """The way to this home. Raises: Misconfigured (no home), Unreachable (`need_running` and none runs)."""
-    if not home.identity.is_dir():
-        raise Misconfigured(
-            f"there is no home at {home.path}",
-            "make one with `collective federation init` or `federation join`, or name it with --home",
-        )
+    home.check()
     if home.socket.exists():
         channel = LocalChannel(home.socket)
         try:
@@ -100,8 +97,10 @@ async def open_control(home: Home, clock: Clock, *, need_running: bool = False) 
             f"start it: collective --home {home.path} coordinator --federation --storage 1TB",
         )
     with home.locked():
-        parts = assemble(home, clock, SILENT)
+        ground = open_foundation(home, clock, SILENT)
+        parts = assemble(ground)
         try:
+            await ground.hear_separate_nodes()
             yield _Local(parts)
         finally:
             await parts.close()

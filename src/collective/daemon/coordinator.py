@@ -3,237 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from random import Random
+from collections.abc import Coroutine
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from collective.admission import AdmissionDesk, Household, admission_rows, open_household
-from collective.catalog import Catalog
-from collective.chunks import derive_store_secret
-from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import Misconfigured
 from collective.core.observe import Observer
-from collective.daemon.config import CoordinatorConfig, unbuilt_keys
+from collective.daemon.config import unbuilt_keys
+from collective.daemon.foundation import CoordinatorSettings, open_foundation
 from collective.daemon.home import Home
-from collective.daemon.runtime import Writer, ready
+from collective.daemon.parts import Parts, assemble
+from collective.daemon.runtime import ready
 from collective.daemon.supervise import NodeChild
-from collective.daemon.tending import Tending, pledge
-from collective.daemon.writing import Writing, join_writing
-from collective.health import StatusDesk, status_rows
-from collective.identity import Level, TrustStore, load_certificate
-from collective.net.channels import Channels
 from collective.net.endpoints import parse_host_port
-from collective.net.lane import LaneConnection, LaneServer, connect_lane
-from collective.net.rpc import Row, RpcServer
-from collective.transfer.asking import Coordinators
-from collective.transfer.commands import CommandDesk, control_rows
-from collective.transfer.commits import PathDesk, path_rows
-from collective.transfer.copies import CopyDesk
-from collective.transfer.events import ChangeBell
-from collective.transfer.nodes import NodeDirectory, TicketOffice
-from collective.transfer.peers import PeerBook
-from collective.transfer.placing import ChooseMembers, member_chooser
-from collective.transfer.repair import CopyMaker
-from collective.transfer.serve import FederationDesk, federation_rows, membership_rows
-from collective.transfer.serve_changes import change_rows
-from collective.transfer.sync import EntryServer, PeerSync, SyncParts
-from collective.wire import control_pb2, feed_pb2
+from collective.net.lane import LaneServer
+from collective.net.rpc import RpcServer
 
-__all__ = ["CoordinatorSettings", "Parts", "assemble", "run_coordinator"]
+__all__ = ["run_coordinator"]
 
 NODE_START_SECONDS = 20.0
 STOP_GRACE_SECONDS = 2.0
-DIAL_TIMEOUT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class CoordinatorSettings:
-    """`listen` and `lane` are HOST:PORT (port 0: a free one); `storage_bytes` 0: no embedded node."""
-
-    listen: str
-    lane: str
-    node_lane: str
-    storage_bytes: int
-    storage_path: str
-    debug: bool = False
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The rooms of one coordinator, joined together; also what a command uses when no coordinator runs."""
-
-    home: Home
-    config: CoordinatorConfig
-    household: Household
-    catalog: Catalog
-    trust: TrustStore
-    channels: Channels
-    bell: ChangeBell
-    book: PeerBook
-    nodes: NodeDirectory
-    writer: Writer
-    rows: list[Row]
-    sync: PeerSync
-    copies: CopyMaker
-    clock: Clock
-    observer: Observer
-    endpoints: list[feed_pb2.Endpoint]
-    choose_members: ChooseMembers
-    writing: Writing
-
-    def refresh_trust(self) -> None:
-        """Tell the trust store who is a member now."""
-        for member in self.catalog.members():
-            if member.removed:
-                self.trust.remove_member(member.domain)
-            else:
-                self.trust.add_member(member.ca_certificate)
-
-    async def close(self) -> None:
-        await self.writing.close()
-        await self.channels.close()
-        await self.nodes.close()
-        self.writer.close()
-        self.catalog.close()
-
-
-def assemble(home: Home, clock: Clock, observer: Observer, settings: CoordinatorSettings | None = None) -> Parts:
-    """Open the home (its lock must be held) and join the rooms. Raises: Misconfigured."""
-    config = home.config()
-    household = open_household(home.identity)
-    root = load_certificate(home.identity / "root-ca.crt")
-    catalog = home.catalog_opener(clock, observer)(household, root)
-    own = household.coordinator.identity
-    trust = TrustStore(root, own.member_domain)
-    trust.set_peers(config.federation.trusted_domains)
-    channels = Channels(household.coordinator, trust, clock)
-    bell = ChangeBell(catalog.change_counter)
-    book = PeerBook(catalog, home.saved_peers(), home.save_peers)
-    writer = Writer()
-    endpoints = [
-        feed_pb2.Endpoint(type=endpoint.type, grpc=endpoint.address, lane=endpoint.lane)
-        for endpoint in config.network.endpoints
-    ]
-
-    async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
-        host, port = parse_host_port(lane_address)
-        return await connect_lane(
-            host,
-            port,
-            credentials=household.coordinator,
-            trust=trust,
-            clock=clock,
-            expected=address,
-            level=Level.LOCAL,
-            timeout_seconds=DIAL_TIMEOUT_SECONDS,
-        )
-
-    nodes = NodeDirectory(dial, observer)
-    tickets = TicketOffice(own.member_domain, household.keys.signing_key, clock)
-    parts: Parts
-
-    def introduction() -> control_pb2.PeerConnectRequest:
-        return control_pb2.PeerConnectRequest(
-            federated_address=str(own.address),
-            federation_domain=own.federation_domain,
-            member_ca_cert=household.coordinator.member_ca.public_bytes(Encoding.DER),
-            nodes=[
-                control_pb2.NodeInfo(
-                    federated_address=card.address,
-                    capacity=card.capacity_bytes,
-                    labels=card.labels,
-                    endpoints=card.endpoints,
-                )
-                for card in nodes.cards()
-            ],
-            endpoints=endpoints,
-        )
-
-    async def after_receive() -> None:
-        parts.refresh_trust()
-
-    def after_change() -> None:
-        parts.refresh_trust()
-        bell.ring()
-
-    told_bytes = settings.storage_bytes if settings else config.coordinator.storage_capacity
-    copy_desk = CopyDesk(
-        catalog, nodes, tickets, bell, observer, own.member_domain, lambda: pledge(nodes, told_bytes), writer
-    )
-    federation = FederationDesk(
-        catalog=catalog,
-        entries=EntryServer(catalog, bell, clock),
-        copies=copy_desk,
-        book=book,
-        nodes=nodes,
-        tickets=tickets,
-        clock=clock,
-        observer=observer,
-        own_address=own.address,
-        introduction=introduction,
-        signing_certificate=household.keys.signing_certificate,
-    )
-    choose_members = member_chooser(catalog, nodes, own.member_domain)
-    commands = CommandDesk(catalog, bell, clock, own.address, writer)
-    sync = PeerSync(
-        SyncParts(
-            catalog=catalog,
-            bell=bell,
-            book=book,
-            channels=channels,
-            clock=clock,
-            observer=observer,
-            own_domain=own.member_domain,
-            introduction=introduction,
-            write=writer,
-            after_receive=after_receive,
-        ),
-        Random(),
-    )
-    copies = CopyMaker(catalog, nodes, book, channels, observer, own.member_domain)
-    writing = join_writing(
-        catalog=catalog,
-        nodes=nodes,
-        tickets=tickets,
-        coordinators=Coordinators(channels, book),
-        choose_members=choose_members,
-        store_secret=lambda store_id: derive_store_secret(household.chunk_secret, store_id),
-        reachable=lambda domain: domain in sync.states and sync.states[domain].connected,
-        writer=writer,
-        bell=bell,
-        clock=clock,
-        observer=observer,
-        own_address=own.address,
-        leases_out=home.path / "leases-out",
-    )
-    admission = AdmissionDesk(
-        catalog=catalog,
-        identity_directory=home.identity,
-        federation_domain=own.federation_domain,
-        own_domain=own.member_domain,
-        endpoints=lambda: endpoints,
-        clock=clock,
-        write=writer,
-        after_change=after_change,
-    )
-    status = StatusDesk(catalog, nodes, sync, copies, clock, own, lambda: endpoints)
-    rows = [
-        *federation_rows(federation),
-        *membership_rows(federation),
-        *control_rows(commands),
-        *change_rows(writing.submit, writing.numbers),
-        *path_rows(PathDesk(catalog, writing.submit, writing.numbers, writing.uploads, own.address, writer)),
-        *admission_rows(admission),
-        *status_rows(status),
-    ]
-    parts = Parts(
-        home, config, household, catalog, trust, channels, bell, book, nodes, writer, rows, sync, copies, clock,
-        observer, endpoints, choose_members, writing,
-    )  # fmt: skip
-    parts.refresh_trust()
-    return parts
 
 
 async def run_coordinator(
@@ -241,18 +29,16 @@ async def run_coordinator(
 ) -> None:
     """Serve until `stop` is set. Raises: Misconfigured, Conflict (home or port in use)."""
     with home.locked():
-        parts = assemble(home, clock, observer, settings)
-        for warning in unbuilt_keys(parts.config):
+        ground = open_foundation(home, clock, observer, settings)
+        ground.catalog.excuse(settings.without)
+        parts = assemble(ground)
+        for warning in unbuilt_keys(ground.config):
             observer.event("config.warning", message=warning)
-        server = RpcServer(parts.rows, parts.trust, parts.household.coordinator, clock, observer)
-        lane = LaneServer(
-            parts.household.coordinator,
-            parts.trust,
-            parts.writing.handlers(),
-            clock=clock,
-            observer=observer,
-        )
+        credentials = ground.household.coordinator
+        server = RpcServer(parts.rows(), ground.trust, credentials, clock, observer)
+        lane = LaneServer(credentials, ground.trust, parts.lane_handlers(), clock=clock, observer=observer)
         try:
+            await ground.hear_separate_nodes()
             grpc_port = await server.start(settings.listen)
             lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
@@ -266,28 +52,35 @@ async def run_coordinator(
 
 
 async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str, stop: asyncio.Event) -> None:
+    ground = parts.foundation
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
+
+        def begin(name: str, work: Coroutine[object, object, None]) -> None:
+            tasks.append(group.create_task(work, name=name))
+
         if settings.storage_bytes:
-            child = NodeChild(_node_arguments(parts, settings, grpc_address), parts.home.path / "node.log",
-                              parts.clock, parts.observer)  # fmt: skip
-            tasks.append(group.create_task(child.run(), name="node"))
-            if not await parts.nodes.wait_registered(NODE_START_SECONDS):
+            log = ground.home.path / "node.log"
+            child = NodeChild(_node_arguments(parts, settings, grpc_address), log, ground.clock, ground.observer)
+            begin("node", child.run())
+            if not await ground.nodes.wait_registered(NODE_START_SECONDS):
                 for task in tasks:
                     task.cancel()
                 raise Misconfigured(
-                    f"the storage node did not start within {NODE_START_SECONDS:.0f} s",
-                    f"its log says why: {parts.home.path / 'node.log'}",
+                    f"the storage node did not start within {NODE_START_SECONDS:.0f} s", f"its log says why: {log}"
                 )
-            await parts.nodes.refresh()
-        tending = _tending(parts, settings)
-        await tending.make_datastores(parts.config.datastores)
-        await tending.update_card()
-        tasks.append(group.create_task(parts.sync.run(), name="sync"))
-        tasks.append(group.create_task(tending.every_change(), name="background"))
-        tasks.append(group.create_task(tending.make_copies(), name="copies"))
-        tasks.append(group.create_task(parts.writing.run(), name="writing"))
-        ready(f"ready: {parts.household.coordinator.identity.address} on {grpc_address}")
+            await ground.nodes.refresh()
+        tending = parts.tending(settings)
+        await tending.begin(ground.config.datastores)
+        begin("gossip", parts.gossiping.run())
+        begin("recall", parts.recall.run())
+        begin("hand over", parts.hand_over.run())
+        begin("snapshots", parts.snapshots.run())
+        begin("background", tending.every_change())
+        begin("copies", tending.make_copies())
+        begin("writing", parts.writing.run())
+        begin("refetch", tending.make_whole())
+        ready(f"ready: {ground.own.address} on {grpc_address}")
         await stop.wait()
         await parts.writing.leases.close()  # mounts hand in what they have while the node still runs
         for task in tasks:
@@ -295,22 +88,6 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
 
 
 def _node_arguments(parts: Parts, settings: CoordinatorSettings, grpc_address: str) -> list[str]:
-    arguments = ["--home", str(parts.home.path), "node", "--embedded", "--coordinator", grpc_address]
+    arguments = ["--home", str(parts.foundation.home.path), "node", "--embedded", "--coordinator", grpc_address]
     arguments += ["--storage", str(settings.storage_bytes), "--storage-path", settings.storage_path]
     return [*arguments, "--lane", settings.node_lane]
-
-
-def _tending(parts: Parts, settings: CoordinatorSettings) -> Tending:
-    return Tending(
-        catalog=parts.catalog,
-        household=parts.household,
-        nodes=parts.nodes,
-        copies=parts.copies,
-        choose_members=parts.choose_members,
-        endpoints=parts.endpoints,
-        writer=parts.writer,
-        bell=parts.bell,
-        clock=parts.clock,
-        observer=parts.observer,
-        storage_bytes=settings.storage_bytes,
-    )

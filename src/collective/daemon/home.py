@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from cryptography import x509
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from collective.admission import Household
-from collective.catalog import Catalog, FolderHeadKeeper
+from collective.catalog import Catalog, FolderHeadKeeper, HeadKeeper
 from collective.core.clock import Clock
 from collective.core.errors import Conflict, Misconfigured
 from collective.core.observe import SILENT, Observer
@@ -24,8 +25,9 @@ from collective.identity import ensure_private_directory
 from collective.transfer.placing import choose_hosts
 from collective.wire import feed_pb2
 
-__all__ = ["Home"]
+__all__ = ["Home", "process_start"]
 
+LAST_FILE = "coord.crt"  # a folder is a home when its identity has this
 LOCK_WAIT_SECONDS = 5.0  # a command holds the lock for well under a second
 LOCK_POLL_SECONDS = 0.05
 
@@ -36,6 +38,14 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def process_start(pid: int) -> int:
+    """When a process began, in clock ticks since boot; -1 when there is none. Source: proc(5), /proc/pid/stat, 22."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,10 @@ class Home:
         return self.path / "control.sock"
 
     @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
     def mounts(self) -> Path:
         return self.path / "mounts"
 
@@ -80,6 +94,52 @@ class Home:
     def storage_path(self, named: str = "") -> Path:
         """Where the coordinator's own node keeps its chunks."""
         return Path(named or self.config().coordinator.storage_path or self.path / "storage")
+
+    def check(self) -> None:
+        """Raises: Misconfigured when no component was ever set up here."""
+        if not (self.identity / LAST_FILE).exists():
+            raise Misconfigured(
+                f"there is no home at {self.path}",
+                "make one with `collective federation init` or `federation join`, or name it with --home",
+            )
+
+    @contextlib.contextmanager
+    def being_made(self) -> Iterator[Home]:
+        """A home inside this one that takes its place when the block ends well; until then there is none.
+
+        What an interrupted attempt left is made anew; what `join --request` keeps here is taken along. Raises:
+        Misconfigured when this is a home already.
+        """
+        ensure_private_directory(self.path)
+        with self.locked():
+            if (self.identity / LAST_FILE).exists():
+                raise Misconfigured(f"{self.path} is the home of a member already", "choose another one with --home")
+            unfinished = Home(self.path / "unfinished")
+            shutil.rmtree(unfinished.path, ignore_errors=True)
+            ensure_private_directory(unfinished.path)
+            ensure_private_directory(unfinished.identity)
+            if self.identity.exists():
+                shutil.copytree(self.identity, unfinished.identity, dirs_exist_ok=True)
+            try:
+                yield unfinished
+            except BaseException:
+                shutil.rmtree(unfinished.path, ignore_errors=True)
+                raise
+            self._take_over(unfinished)
+
+    def _take_over(self, unfinished: Home) -> None:
+        """Move everything to its place; the file that makes a home of it comes last, and all is synced before."""
+        ensure_private_directory(self.identity)
+        shutil.rmtree(self.heads, ignore_errors=True)
+        for path in unfinished.path.iterdir():
+            if path != unfinished.identity:
+                path.replace(self.path / path.name)
+        for path in sorted(unfinished.identity.iterdir(), key=lambda path: path.name == LAST_FILE):
+            if path.name == LAST_FILE:
+                os.sync()
+            path.replace(self.identity / path.name)
+        os.sync()
+        shutil.rmtree(unfinished.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -102,13 +162,17 @@ class Home:
         finally:
             os.close(descriptor)
 
-    def head_folders(self) -> list[Path]:
-        """Folders of this machine that keep the signed heads: the home's own and its embedded node's disk."""
-        storage = self.storage_path()
-        return [self.heads, storage / "heads"] if storage.is_dir() else [self.heads]
+    def head_keeper(self, storage_path: str = "") -> FolderHeadKeeper:
+        """Keeps the signed heads in folders of this machine: the home's own and, when it is there, its node's disk."""
+        storage = self.storage_path(storage_path)
+        return FolderHeadKeeper([self.heads, storage / "heads"] if storage.is_dir() else [self.heads])
 
     def catalog_opener(
-        self, clock: Clock, observer: Observer = SILENT, federation_domain: str = ""
+        self,
+        clock: Clock,
+        observer: Observer = SILENT,
+        federation_domain: str = "",
+        heads: HeadKeeper | None = None,
     ) -> Callable[[Household, x509.Certificate], Catalog]:
         """How this home's catalogue is opened for writing; the lock must be held."""
 
@@ -118,7 +182,7 @@ class Home:
                 federation_domain=federation_domain or household.coordinator.identity.federation_domain,
                 root_certificate=root,
                 own=household.keys,
-                heads=FolderHeadKeeper(self.head_folders()),
+                heads=heads or self.head_keeper(),
                 clock=clock,
                 observer=observer,
                 choose_hosts=choose_hosts,
@@ -127,14 +191,31 @@ class Home:
         return open_catalog
 
     def read_mounts(self) -> list[dict[str, object]]:
-        """What the home's mount processes say of themselves; those that are gone left nothing that counts."""
+        """What the home's mount processes say of themselves. Records of those that are gone are removed."""
         rows = []
         for record in sorted(self.mounts.glob("*.json")):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
                 row = json.loads(record.read_text())
-                if Path(f"/proc/{row['pid']}").exists():
+                if process_start(row["pid"]) == row["started"]:  # a number alone may be another process by now
                     rows.append(row)
+                else:
+                    record.unlink(missing_ok=True)
         return rows
+
+    # ------------------------------------------------------------ gossip.state
+
+    def saved_gossip(self) -> bytes:
+        """What an earlier run's gossip kept, b"" when there is nothing."""
+        try:
+            return (self.path / "gossip.state").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def save_gossip(self, state: bytes) -> None:
+        """Replace it. Not synced: an older one, after a crash of the machine, costs one round of questions."""
+        temporary = self.path / "gossip.state.new"
+        temporary.write_bytes(state)
+        temporary.replace(self.path / "gossip.state")
 
     # ------------------------------------------------------------ peers.json
 

@@ -22,12 +22,13 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
-from collective.daemon.home import Home
+from collective.daemon.home import Home, process_start
 from collective.daemon.mount_writing import open_writer
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
 from collective.mount import unmount as unmount_directory
 from collective.mount.filesystem import Space
+from collective.mount.writing import Writer
 from collective.net.lane import LaneConnection
 from collective.wire import lane_pb2
 
@@ -99,25 +100,27 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
             os.close(ready_descriptor)
 
     def on_ready() -> None:
-        record.write_text(json.dumps({"directory": str(options.directory), "pid": os.getpid()}) + "\n")
+        _write_record(record, options, writer, {})
         tell("ready")
 
     def tell_why_not(error: CollectiveError) -> None:
         if not record.exists():
             tell(json.dumps({"message": error.message, "hint": error.hint}))
 
+    home.check()
     home.mounts.mkdir(mode=0o700, exist_ok=True)
+    writer: Writer | None = None
     record = home.mounts / f"{os.getpid()}.json"
     try:
         async with AsyncExitStack() as stack:
             side = await stack.enter_async_context(open_read_side(home, clock, observer))
-            writer, committer = None, None
+            committer = None
             if not options.read_only:
                 writer, committer = await stack.enter_async_context(
                     open_writer(home, side, options.journal_bytes, clock, observer)
                 )
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            background = [group.create_task(_write_statistics(side, options, record))]
+            background = [group.create_task(_write_statistics(side, options, record, writer))]
             if committer is not None:
                 background.append(group.create_task(committer.run()))
             with until_stopped() as stop:
@@ -152,19 +155,25 @@ def _space(side: ReadSide) -> Space:
     return Space(total_bytes=used, free_bytes=0)
 
 
-async def _write_statistics(side: ReadSide, options: MountOptions, record: Path) -> None:
+async def _write_statistics(side: ReadSide, options: MountOptions, record: Path, writer: Writer | None) -> None:
     """Keep what the mount did beside its pid, for `status` and the curious."""
     while True:
         await asyncio.sleep(STATISTICS_SECONDS)
         if record.exists():
-            document = {
-                "directory": str(options.directory),
-                "pid": os.getpid(),
-                "bytes_by_member": side.fetcher.bytes_by_member(),
-            }
-            temporary = record.with_suffix(".new")
-            temporary.write_text(json.dumps(document) + "\n")
-            temporary.replace(record)
+            _write_record(record, options, writer, side.fetcher.bytes_by_member())
+
+
+def _write_record(record: Path, options: MountOptions, writer: Writer | None, bytes_by_member: dict[str, int]) -> None:
+    document = {
+        "directory": str(options.directory),
+        "pid": os.getpid(),
+        "started": process_start(os.getpid()),
+        "bytes_by_member": bytes_by_member,
+        "pending": writer.journal.unsettled_count if writer is not None else 0,
+    }
+    temporary = record.with_suffix(".new")
+    temporary.write_text(json.dumps(document) + "\n")
+    temporary.replace(record)
 
 
 async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
@@ -192,8 +201,8 @@ async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
 
 def mount_in_background(home: Home, options: MountOptions) -> None:
     """Start the mount process and return when the mount is there. Raises: Misconfigured with the reason why not."""
+    home.check()
     reading, writing = os.pipe()
-    home.path.mkdir(mode=0o700, exist_ok=True)
     arguments = [
         *(sys.executable, "-m", "collective.cli.main", "--home", str(home.path), "mount", str(options.directory)),
         *("--foreground", "--ready-descriptor", str(writing)),

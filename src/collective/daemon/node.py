@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from collective.daemon.home import Home
 from collective.daemon.runtime import ready
 from collective.identity import Credentials, TrustStore
 from collective.net.channels import Channels
-from collective.net.endpoints import parse_host_port
+from collective.net.endpoints import EVERYWHERE, own_address_towards, parse_host_port
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
-from collective.transfer.serve_node import NodeDesk, NodePolicy, node_handlers
+from collective.transfer.serve_node import NodeDesk, node_handlers
+from collective.transfer.shown import NodePolicy
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["NodeSettings", "run_node"]
@@ -71,7 +73,7 @@ async def run_node(home: Home, settings: NodeSettings, clock: Clock, observer: O
             federated_address=str(own.address),
             capacity=settings.storage_bytes,
             labels=settings.labels,
-            endpoints=[feed_pb2.Endpoint(type="lan", lane=f"{host}:{port}")],
+            endpoints=[feed_pb2.Endpoint(type="lan", lane=_told_lane(host, port, settings.coordinator))],
             storage_path=str(settings.storage_path),
         )
         async with asyncio.TaskGroup() as group:
@@ -88,6 +90,20 @@ async def run_node(home: Home, settings: NodeSettings, clock: Clock, observer: O
         await lane.stop()
         await channels.close()
         await store.close()
+
+
+def _told_lane(host: str, port: int, coordinator: str) -> str:
+    """Where to be dialled: as it listens; a node that listens everywhere has the address it asks its coordinator from.
+
+    On its coordinator's own machine it says that it listens everywhere, and the coordinator knows where that is.
+    """
+    if host not in EVERYWHERE:
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    coordinator_host, coordinator_port = parse_host_port(coordinator)
+    seen = own_address_towards(coordinator_host, coordinator_port)
+    if seen is None or ipaddress.ip_address(seen).is_loopback:
+        seen = host
+    return f"[{seen}]:{port}" if ":" in seen else f"{seen}:{port}"
 
 
 async def _scrub(store: ChunkStore, clock: Clock, observer: Observer) -> None:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from collective.core.clock import Clock
-from collective.core.errors import Misconfigured, NotFound, Refused
+from collective.core.errors import Conflict, Misconfigured, NotFound, Refused
 from collective.core.layout import INLINE_LIMIT_BYTES
 from collective.daemon.client import ReadSide, open_read_side
 from collective.daemon.control import Control, open_control
 from collective.daemon.home import Home
 from collective.daemon.names import new_commit
+from collective.daemon.runtime import first_error
 from collective.transfer.push import UploadPlan, upload
 from collective.wire import control_pb2
 
@@ -148,8 +149,9 @@ async def _put_file(
     put.expected_inode, put.expected_version_id = begin.current_inode, begin.current_version_id
     sent = 0
     if status.st_size <= INLINE_LIMIT_BYTES:
-        content = await asyncio.to_thread(file.read_bytes)
+        content = await asyncio.to_thread(_read_small, file)
         put.content.size_bytes, put.content.inline = len(content), content
+        sent = len(content)
     else:
         plan = UploadPlan(
             store_id=begin.store_id,
@@ -159,7 +161,10 @@ async def _put_file(
             signed_ticket=begin.signed_ticket,
             nodes=list(begin.nodes),
         )
-        uploaded = await upload(file, plan, dialer.dial, advance)
+        try:
+            uploaded = await upload(file, plan, dialer.dial, advance)
+        except* OSError as errors:
+            raise Misconfigured(f"cannot read {file}: {first_error(errors)}") from errors
         sent = uploaded.sent_bytes
         put.layout.CopyFrom(uploaded.layout)
         put.pages.extend(uploaded.pages)
@@ -170,6 +175,18 @@ async def _put_file(
         put.content.key_name = begin.key_name
     reply = await control.call("Commit", request, control_pb2.CommitReply)
     return reply, put.content.size_bytes, sent, begin.default_level
+
+
+def _read_small(file: Path) -> bytes:
+    """The content of a file that is small by its size. Raises: Misconfigured, Conflict (it is larger than it said)."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(INLINE_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise Misconfigured(f"cannot read {file}: {error.strerror}") from error
+    if len(content) > INLINE_LIMIT_BYTES:
+        raise Conflict(f"{file} grew while it was read; it was not stored", "put it again when it is at rest")
+    return content
 
 
 async def _await_level(

@@ -23,6 +23,7 @@ __all__ = [
     "SystemClock",
     "Writer",
     "die_with_parent",
+    "first_error",
     "raise_memory_thresholds",
     "ready",
     "run",

@@ -14,8 +14,10 @@ from collective.core.observe import Observer
 from collective.daemon.config import DataStoreConfig
 from collective.daemon.runtime import Writer
 from collective.transfer.events import ChangeBell
+from collective.transfer.node_heads import compare_heads
 from collective.transfer.nodes import NodeDirectory
 from collective.transfer.placing import ChooseMembers, place_again
+from collective.transfer.refetch import Refetcher
 from collective.transfer.repair import CopyMaker
 from collective.wire import feed_pb2
 
@@ -23,6 +25,7 @@ __all__ = ["Tending", "guarded", "pledge"]
 
 TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
 NODE_STATUS_SECONDS = 10.0
+FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
 
 
 async def guarded(observer: Observer, what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -48,6 +51,7 @@ class Tending:
     household: Household
     nodes: NodeDirectory
     copies: CopyMaker
+    refetch: Refetcher
     choose_members: ChooseMembers
     endpoints: list[feed_pb2.Endpoint]
     writer: Writer
@@ -56,24 +60,39 @@ class Tending:
     observer: Observer
     storage_bytes: int
 
+    async def begin(self, configured: Iterable[DataStoreConfig]) -> None:
+        """What is done once, before the rounds. In doubt nothing can be written, but reading goes on."""
+        await guarded(self.observer, "datastores", lambda: self.make_datastores(configured))
+        await guarded(self.observer, "card", self.update_card)
+
     async def every_change(self) -> None:
         """Each room's tick, at every change and at least every few ticks. Ends by cancellation."""
-        status_due = 0.0
+        started = self.clock.monotonic()
+        status_due, known_nodes = 0.0, 0
         counter = -1
         while True:
             now = self.clock.monotonic()
-            if now >= status_due:
-                status_due = now + NODE_STATUS_SECONDS
+            if now >= status_due or len(self.nodes.all()) != known_nodes:
+                status_due, known_nodes = now + NODE_STATUS_SECONDS, len(self.nodes.all())
+                keeps_absent = now - started < FORGET_NODES_SECONDS
                 await guarded(self.observer, "nodes", self.nodes.refresh)
-                await guarded(self.observer, "card", self.update_card)
+                await guarded(self.observer, "heads", lambda: compare_heads(self.catalog, self.nodes, self.observer))
+                await guarded(self.observer, "card", lambda keeps=keeps_absent: self.update_card(keeps))  # type: ignore[misc]
             await guarded(self.observer, "tend", self._tend)
             counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
 
     async def make_copies(self) -> None:
         """Copies in a loop of their own: a large one takes hours and must not hold up keys and grants."""
+        await self._at_every_change("copies", self.copies.tick)
+
+    async def make_whole(self) -> None:
+        """What own nodes lost, in a loop of its own for the same reason."""
+        await self._at_every_change("refetch", self.refetch.tick)
+
+    async def _at_every_change(self, what: str, tick: Callable[[float], Awaitable[None]]) -> None:
         counter = -1
         while True:
-            await guarded(self.observer, "copies", lambda: self.copies.tick(self.clock.monotonic()))
+            await guarded(self.observer, what, lambda: tick(self.clock.monotonic()))
             counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
 
     async def _tend(self) -> None:
@@ -84,15 +103,25 @@ class Tending:
         if await self.writer(care):
             self.bell.ring()
 
-    async def update_card(self) -> None:
-        """Say in the member feed who our nodes are and where we can be reached, when that changed."""
+    async def update_card(self, keeps_absent: bool = True) -> None:
+        """Say in the member feed who our nodes are and where we can be reached, when that changed.
+
+        Separate nodes that have not registered since the start stay on it while `keeps_absent`: a coordinator that was
+        started a moment ago does not know better, and looks for the heads they keep where the card says they are.
+        """
+        if self.catalog.is_doubtful():
+            return  # nothing is signed now; it is said when the doubt is over
+        own = next(m for m in self.catalog.members() if m.domain == self.household.member_domain)
+        cards = self.nodes.cards()
+        if own.card is not None and keeps_absent:
+            present = {card.address for card in cards}
+            cards += [card for card in own.card.nodes if card.address not in present]
         card = feed_pb2.Card(
             wrapping_key=self.household.keys.wrapping_key.public_key().public_bytes_raw(),
             endpoints=self.endpoints,
-            nodes=self.nodes.cards() if self.storage_bytes or self.nodes.all() else [],
-            pledge_bytes=pledge(self.nodes, self.storage_bytes),
+            nodes=sorted(cards, key=lambda card: card.address),
+            pledge_bytes=self.storage_bytes or sum(card.capacity_bytes for card in cards),
         )
-        own = next(m for m in self.catalog.members() if m.domain == self.household.member_domain)
         if own.card is not None and _nearly_equal(own.card, card):
             return
         id_ = feed_pb2.OperationId(writer=self.household.member_domain, random=os.urandom(16))
@@ -101,7 +130,9 @@ class Tending:
         self.bell.ring()
 
     async def make_datastores(self, configured: Iterable[DataStoreConfig]) -> None:
-        """Make the DataStores of the configuration that are not there yet."""
+        """Make the DataStores of the configuration that are not there yet; in doubt that is left to the next start."""
+        if self.catalog.is_doubtful():
+            return
         own = self.household.member_domain
         existing = {store.path for store in self.catalog.datastores() if store.owner == own}
         for wanted in configured:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from collective.catalog import Catalog
-from collective.core.address import FederatedAddress
-from collective.core.clock import Clock
 from collective.core.observe import Observer
-from collective.daemon.runtime import Writer
+from collective.daemon.foundation import Foundation
 from collective.daemon.tending import guarded
 from collective.net.lane import LaneHandler
 from collective.transfer.asking import Coordinators
 from collective.transfer.events import ChangeBell
 from collective.transfer.forward import Forwarder
-from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.numbers import NumberStock
-from collective.transfer.placing import ChooseMembers
 from collective.transfer.serve_leases import LeaseDesk, lease_handlers
 from collective.transfer.serve_mounts import mount_handlers
 from collective.transfer.submit import SubmitDesk
@@ -69,23 +64,12 @@ class Writing:
         await self.submit.close()
 
 
-def join_writing(
-    *,
-    catalog: Catalog,
-    nodes: NodeDirectory,
-    tickets: TicketOffice,
-    coordinators: Coordinators,
-    choose_members: ChooseMembers,
-    store_secret: Callable[[bytes], bytes],
-    reachable: Callable[[str], bool],
-    writer: Writer,
-    bell: ChangeBell,
-    clock: Clock,
-    observer: Observer,
-    own_address: FederatedAddress,
-    leases_out: Path,
-) -> Writing:
-    """`leases_out`: a file that is there while leases may be out; it outlives a crash of this process."""
+def join_writing(ground: Foundation, life: Callable[[str], int]) -> Writing:
+    """`life` is another one of a member's at each of its starts, 0 while it cannot be reached.
+
+    The file `leases-out` is in the home while leases may be out; it outlives a crash of this process.
+    """
+    leases_out = ground.home.path / "leases-out"
 
     def mark(out: bool) -> None:
         if out:
@@ -94,18 +78,20 @@ def join_writing(
             leases_out.unlink(missing_ok=True)
 
     def space() -> tuple[int, int]:
-        known = [node.status for node in nodes.all() if node.status is not None]
+        known = [node.status for node in ground.nodes.all() if node.status is not None]
         return sum(status.capacity_bytes for status in known), sum(status.free_bytes for status in known)
 
-    own_domain = own_address.domain
+    catalog, bell, clock, observer, writer = ground.catalog, ground.bell, ground.clock, ground.observer, ground.writer
+    own_domain = ground.own.member_domain
+    coordinators = Coordinators(ground.channels, ground.book)
     leases = LeaseDesk(clock, observer, out_before=leases_out.exists(), mark=mark, space=space)
-    forwarder = Forwarder(catalog, coordinators, bell, clock, observer, reachable, writer)
+    forwarder = Forwarder(catalog, coordinators, bell, clock, observer, life, writer)
     return Writing(
         leases=leases,
         forwarder=forwarder,
-        submit=SubmitDesk(catalog, leases, forwarder, choose_members, bell, clock, observer, own_domain, writer),
-        numbers=NumberStock(catalog, coordinators, clock, observer, own_address, reachable, writer),
-        uploads=UploadDesk(catalog, nodes, tickets, bell, clock, own_domain, store_secret),
+        submit=SubmitDesk(catalog, leases, forwarder, ground.choose_members, bell, clock, observer, own_domain, writer),
+        numbers=NumberStock(catalog, coordinators, clock, observer, ground.own.address, life, writer),
+        uploads=UploadDesk(catalog, ground.nodes, ground.tickets, bell, clock, own_domain, ground.store_secret),
         bell=bell,
         catalog=catalog,
         observer=observer,

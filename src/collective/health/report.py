@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from collective.catalog import Catalog
 from collective.core.clock import Clock
 from collective.core.sizes import format_size
+from collective.gossip import State
 from collective.health.changes import ChangesReport
+from collective.health.doubt import doubt_document, doubt_findings
 from collective.health.finding import Finding
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
+from collective.transfer.gossip_view import PeerState
 from collective.transfer.nodes import NodeDirectory, NodeRecord
+from collective.transfer.refetch import Refetcher
 from collective.transfer.repair import CopyMaker
-from collective.transfer.sync import PeerSync
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["StatusDesk", "status_rows"]
@@ -29,11 +32,13 @@ class StatusDesk:
 
     catalog: Catalog
     nodes: NodeDirectory
-    sync: PeerSync
+    peers: Callable[[], Mapping[str, PeerState]]
     copies: CopyMaker
+    refetch: Refetcher
     clock: Clock
     own: PeerIdentity
     endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
+    relayed_bytes: Callable[[], int]
 
     @property
     def changes(self) -> ChangesReport:
@@ -48,6 +53,7 @@ class StatusDesk:
     def document(self, connections: bool) -> dict[str, object]:
         """The report as plain values; sizes in bytes, times in seconds."""
         findings = [
+            *doubt_findings(self.catalog),
             *self._node_findings(),
             *self._store_findings(),
             *self._peer_findings(),
@@ -60,8 +66,10 @@ class StatusDesk:
             "findings": [finding.__dict__ for finding in findings],
             "address": str(self.own.address),
             "federation": self.own.federation_domain,
+            "doubt": doubt_document(self.catalog),
             "nodes": [self._node(node) for node in self.nodes.all()],
-            "peers": [self._peer(domain) for domain in sorted(self.sync.states)],
+            "relayed_bytes": self.relayed_bytes(),
+            "peers": [self._peer(domain, state) for domain, state in sorted(self.peers().items())],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
             "pending": self.changes.pending(),
             "conflicts": self.changes.conflicts(),
@@ -69,7 +77,7 @@ class StatusDesk:
         if connections:
             document["connections"] = [
                 {"peer": domain, "endpoint": state.endpoint, "connected": state.connected}
-                for domain, state in sorted(self.sync.states.items())
+                for domain, state in sorted(self.peers().items())
             ]
         return document
 
@@ -97,15 +105,16 @@ class StatusDesk:
             }
         return row
 
-    def _peer(self, domain: str) -> dict[str, object]:
-        state = self.sync.states[domain]
-        heard = self.clock.monotonic() - state.last_heard if state.last_heard else None
+    def _peer(self, domain: str, state: PeerState) -> dict[str, object]:
         return {
             "member": domain,
+            "state": str(state.state),
+            "entries_behind": state.behind,
+            "entries_ahead": state.ahead,
             "connected": state.connected,
             "caught_up": state.caught_up,
             "endpoint": state.endpoint,
-            "heard_seconds_ago": heard,
+            "heard_seconds_ago": state.heard_seconds_ago,
             "reason": state.reason,
         }
 
@@ -161,18 +170,24 @@ class StatusDesk:
                     reasons or "copies are being made; add a member with room if this stays",
                 )
 
+        if lost := self.catalog.versions_lost():
+            reasons = "; ".join(sorted({self.refetch.reasons.get(version, "") for _, version in lost} - {""}))
+            whole = sum(1 for version in lost if self.catalog.holders(*version))
+            if whole:
+                yield Finding("warning", f"{whole} files are being made whole from other copies", reasons)
+            if whole < len(lost):
+                yield Finding(
+                    "error",
+                    f"{len(lost) - whole} files cannot be read whole: a chunk is broken and no other copy is known",
+                    "put them again from where they came; what is left of them is still readable",
+                )
+
     def _peer_findings(self) -> Iterable[Finding]:
-        for domain, state in sorted(self.sync.states.items()):
-            if not state.connected:
+        for domain, state in sorted(self.peers().items()):
+            if not state.connected and state.state is not State.LEFT:
                 yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
 
     def _own_findings(self) -> Iterable[Finding]:
-        for feed_id in self.catalog.doubtful_feeds():
-            yield Finding(
-                "error",
-                f"the database is older than what was told to others (feed {feed_id.hex()[:12]})",
-                "restore the newest catalog.db; nothing is written to that feed until then",
-            )
         left = self.own.not_after - self.clock.wall()
         if left < CERTIFICATE_WARNING_SECONDS:
             yield Finding(

@@ -7,7 +7,14 @@ its nodes. *Level*: how far trust reaches.
 """
 
 from collective.identity.authority import MemberAuthority, RootAuthority, check_member_domain
-from collective.identity.certificates import ComponentKind, PeerIdentity, fingerprint, read_identity, root_hash
+from collective.identity.certificates import (
+    ComponentKind,
+    PeerIdentity,
+    fingerprint,
+    read_authority,
+    read_identity,
+    root_hash,
+)
 from collective.identity.credentials import Credentials
 from collective.identity.keys import (
     ensure_private_directory,
@@ -43,6 +50,7 @@ __all__ = [
     "load_private_key",
     "mint_read_ticket",
     "mint_upload_ticket",
+    "read_authority",
     "read_identity",
     "read_private",
     "root_hash",

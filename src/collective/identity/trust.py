@@ -7,7 +7,8 @@
 
 Chains are checked by OpenSSL (signatures, times, name constraints), then the federation's own rules: the member
 domain of leaf and CA are the same, the CA's domain is not a removed one's, the component's kind is one of those
-asked for, nothing was revoked. Verdicts are cached until they could change.
+asked for, nothing was revoked. A CA that is only presented counts when it is not older than the ones the roster has
+of its member: a rotation not heard of yet, never one that is over. Verdicts are cached until they could change.
 """
 
 from __future__ import annotations
@@ -88,6 +89,22 @@ class TrustStore:
             self._removed.discard(domain)
             self._revoked.discard(name)
         self._changed()
+
+    def set_roster(self, roster: Iterable[tuple[str, x509.Certificate, bool]]) -> None:
+        """Take over the roster as it stands now: (member domain, its one CA, whether it was removed) of each member.
+
+        The CA takes the place of every one the member had before: a rotation ends here. Members that are not named
+        keep what they have (the own one, before its admission has arrived). Raises: Refused, as `add_member`.
+        """
+        for domain, authority, removed in roster:
+            if removed:
+                self.remove_member(domain)
+                continue
+            self.add_member(authority)
+            with self._lock:
+                over = [known for known in self._authorities[domain].values() if known != authority]
+            for old in over:
+                self.remove_authority(old)
 
     def remove_authority(self, authority: x509.Certificate) -> None:
         """Forget one CA of a member that has another now (the end of a rotation)."""
@@ -197,6 +214,9 @@ class TrustStore:
             removed = identity.member_domain in self._removed
             revoked = identity.fingerprint in self._revoked
             presented = [ca for ca in intermediates if fingerprint(ca) not in self._revoked]
+            if known:  # the roster forgets which CAs a member had before; their dates tell, also after a restart
+                newest = max(ca.not_valid_before_utc for ca in known)
+                presented = [ca for ca in presented if ca.not_valid_before_utc >= newest]
             peers = self._peers
         if removed:
             raise Refused(f"{identity.member_domain} was removed from the federation")

@@ -95,6 +95,11 @@ class Journal:
         return self._room.total_bytes
 
     @property
+    def unsettled_count(self) -> int:
+        """Records that still count: what was changed and is not the coordinator's yet."""
+        return len(self._live)
+
+    @property
     def half_full(self) -> bool:
         """Whether what is in it should be sent soon."""
         return self._room.half_full

@@ -11,14 +11,17 @@ from collective.core.errors import CollectiveError, Misconfigured
 
 __all__ = [
     "ENDPOINT_TYPES",
+    "EVERYWHERE",
     "NetworkEndpoint",
     "check_bindable",
     "free_port",
     "open_listeners",
+    "own_address_towards",
     "parse_endpoint",
     "parse_host_port",
 ]
 
+EVERYWHERE = frozenset({"0.0.0.0", "::"})  # hosts that say where one listens, not where one is
 ENDPOINT_TYPES = ("lan", "direct", "vpn")  # in the order they are tried
 
 
@@ -59,6 +62,18 @@ def parse_endpoint(text: str) -> NetworkEndpoint:
     if text.count(":") > 1 and not text.lstrip().startswith("["):
         raise Misconfigured(f"{text!r} is not TYPE:HOST:PORT", f"TYPE is one of {', '.join(ENDPOINT_TYPES)}")
     return NetworkEndpoint("direct", *parse_host_port(text))
+
+
+def own_address_towards(host: str, port: int) -> str | None:
+    """This machine's address on the way to another, None when there is no way. Nothing is sent."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            own: str = probe.getsockname()[0]
+    except OSError:
+        return None
+    return own
 
 
 def free_port(host: str = "127.0.0.1") -> int:

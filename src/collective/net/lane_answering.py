@@ -28,16 +28,20 @@ from collective.wire import lane_pb2
 
 __all__ = ["AnsweringHalf", "LaneCaller", "LaneHandler", "error_head"]
 
-REPLY_BACKLOG_BYTES = 16 * MIB  # while more waits to be sent, no further handler starts: a slow reader waits alone
+REPLY_BACKLOG_BYTES = 16 * MIB  # while more waits to be sent, nothing more takes memory: a slow reader waits alone
 ERROR_TEXT_CHARACTERS = 4096
 
 
 @dataclass
 class LaneCaller:
-    """Who asks, what handlers remember of this connection, and the connection itself, to ask back."""
+    """Who asks, what handlers remember of this connection, and the connection itself, to ask back.
+
+    `room`: a handler awaits it, once, before it takes memory for a large answer of so many bytes.
+    """
 
     peer: PeerIdentity
     connection: Asker
+    room: Callable[[int], Awaitable[None]]
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +70,7 @@ class AnsweringHalf:
         self._questions: dict[int, _Question] = {}
         self._question_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._promised: dict[asyncio.Task[None], int] = {}  # memory that running handlers were let take
         self._backlog_fell = asyncio.Event()
         self._closed = False
 
@@ -97,6 +102,18 @@ class AnsweringHalf:
         question = self._questions.get(call_id)
         if question is not None and question.task is not None and not question.task.done():
             question.task.cancel()
+
+    async def room(self, size_bytes: int) -> None:
+        """Wait until the handler we are called from may take memory for an answer; kept for it until it ends."""
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
+            taken = sum(self._promised.values()) + self._outbox.backlog_bytes
+            if not taken or taken + size_bytes <= REPLY_BACKLOG_BYTES:
+                break
+            self._backlog_fell.clear()
+            await self._backlog_fell.wait()
+        self._promised[task] = size_bytes
 
     def close(self) -> None:
         """Cancel every handler."""
@@ -140,6 +157,8 @@ class AnsweringHalf:
     def _handler_ended(self, task: asyncio.Task[None], header: FrameHeader) -> None:
         """Answer also when the handler was cancelled, perhaps before its first step."""
         self._tasks.discard(task)
+        if self._promised.pop(task, 0):
+            self._backlog_fell.set()
         if task.cancelled():
             self._fail(header, Unreachable("the call was given up"))
 

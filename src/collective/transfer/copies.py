@@ -51,7 +51,7 @@ class CopyDesk:
         if self.own_domain in self.catalog.holders(request.store_id, request.version_id):
             return control_pb2.OfferCopyReply(already_held=True)
         node = await self.nodes.for_writing(request.version_id, request.sealed_bytes)
-        hosted = self.catalog.hosted_bytes(self.own_domain)
+        hosted = self.catalog.hosted_bytes(self.own_domain) - layout.size_bytes  # this one is placed here already
         pledge = self.pledge_bytes()
         ours = self.catalog.store(request.store_id).owner == self.own_domain
         if not ours and hosted + request.sealed_bytes > pledge:

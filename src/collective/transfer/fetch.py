@@ -13,7 +13,7 @@ import contextlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from collective.catalog import Reader, VersionReference
+from collective.catalog import VersionReference
 from collective.chunks import HASH_BYTES, compute_layout_hash, open_key_page, open_segments, page_name, verify_hashes
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Corrupt, NotFound, Refused, Unreachable
@@ -28,7 +28,7 @@ from collective.core.layout import (
     segment_count,
 )
 from collective.core.observe import Observer
-from collective.transfer.holders import Dial, Holder, LanePool, TicketProvider
+from collective.transfer.holders import Dial, Holder, LanePool, TicketProvider, VersionFacts
 from collective.wire import control_pb2
 
 __all__ = ["Fetcher", "VersionSource"]
@@ -37,6 +37,7 @@ AHEAD = 2  # tickets of so many holders are fetched ahead
 HEDGE_LEAST_SECONDS = 0.3
 HEDGE_MOST_SECONDS = 1.5
 HEDGE_FACTOR = 6.0
+COMPLAINT_SECONDS = 2.0  # a reader that is done waits so long for a holder to look at its disk
 SHUNNED_SECONDS = 10.0  # a holder that failed or stalled is asked last for so long
 HASH_LISTS_KEPT = 256  # 4 KiB each: a gigabyte or two of film
 PAGES_KEPT = 16  # 35 KB each, 4 GiB of a version
@@ -47,7 +48,7 @@ BUFFERS_KEPT = 16
 class Fetcher:
     """Opens versions for one process. Lanes, buffers and counters are shared by all of them."""
 
-    reader: Reader
+    reader: VersionFacts
     provider: TicketProvider
     dial: Dial
     own_domain: str
@@ -58,7 +59,7 @@ class Fetcher:
     _spare: list[bytearray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.lanes = LanePool(self.dial)
+        self.lanes = LanePool(self.dial, self.clock)
 
     def bytes_by_member(self) -> dict[str, int]:
         """Plain bytes read so far, by the member that served them."""
@@ -114,27 +115,33 @@ class VersionSource:
         self._hashes: OrderedDict[bytes, bytes] = OrderedDict()
         self._paging = asyncio.Lock()
         self._ahead: set[asyncio.Task[None]] = set()
+        self._complained: set[tuple[str, bytes]] = set()
+        self._complaints: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------ holders
 
     def _order(self) -> list[Holder]:
         """The holders, the best first; looked up anew each time, since copies come and go."""
         now = self._fetcher.clock.monotonic()
-        domains = self._fetcher.reader.holders(self._reference.store_id, self._reference.version_id)
+        store_id, version_id = self._reference.store_id, self._reference.version_id
+        whole = self._fetcher.reader.holders(store_id, version_id)
+        domains = [*whole, *self._fetcher.reader.partial_holders(store_id, version_id)]
         for domain in domains:
             if domain not in self._holders:
                 self._holders[domain] = Holder(
-                    domain,
-                    self._reference.store_id,
-                    self._reference.version_id,
-                    self._fetcher.provider,
-                    self._fetcher.lanes,
-                    self._fetcher.clock,
+                    domain, store_id, version_id, self._fetcher.provider, self._fetcher.lanes, self._fetcher.clock
                 )
         ranked = [self._holders[domain] for domain in domains]
         shunned = self._fetcher.shunned
         own = self._fetcher.own_domain
-        return sorted(ranked, key=lambda holder: (shunned.get(holder.domain, 0.0) > now, holder.domain != own))
+        return sorted(
+            ranked,
+            key=lambda holder: (
+                holder.domain not in whole,
+                shunned.get(holder.domain, 0.0) > now,
+                holder.domain != own,
+            ),
+        )
 
     def _shun(self, holder: Holder, reason: str) -> None:
         self._fetcher.shunned[holder.domain] = self._fetcher.clock.monotonic() + SHUNNED_SECONDS
@@ -159,9 +166,11 @@ class VersionSource:
             self._shun(holder, error.message)
 
     async def close(self) -> None:
-        for task in list(self._ahead):
+        if self._complaints:
+            await asyncio.wait(self._complaints, timeout=COMPLAINT_SECONDS)
+        for task in (tasks := [*self._ahead, *self._complaints]):
             task.cancel()
-        await asyncio.gather(*self._ahead, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ------------------------------------------------------------ pages
 
@@ -258,10 +267,28 @@ class VersionSource:
                     except CollectiveError as error:
                         self._shun(holder, error.message)
                         reasons.append(f"{holder.domain}: {error.message}")
+                        if isinstance(error, Corrupt):
+                            self._complain(holder, wanted)
         finally:
             for task in running:
                 task.cancel()
         raise Unreachable(f"no holder gave the bytes: {'; '.join(reasons) or 'nobody holds them'}")
+
+    def _complain(self, holder: Holder, wanted: _Wanted) -> None:
+        """Have a holder check a chunk that did not verify, once: it sets it aside and gets it anew from another."""
+        key = (holder.domain, wanted.chunk_id)
+        if key not in self._complained:
+            self._complained.add(key)
+            task = asyncio.create_task(self._ask_to_check(holder, wanted))
+            self._complaints.add(task)
+            task.add_done_callback(self._complaints.discard)
+
+    async def _ask_to_check(self, holder: Holder, wanted: _Wanted) -> None:
+        buffer = memoryview(bytearray(SEALED_SEGMENT_BYTES))
+        try:
+            await holder.read(wanted.chunk_id, wanted.page_index, wanted.page, 0, 1, buffer, hashes=False, check=True)
+        except CollectiveError as error:
+            self._fetcher.observer.event("fetch.holder_checked", holder=holder.domain, outcome=error.message)
 
     @staticmethod
     def _patience(running: dict[asyncio.Task[_Arrived], Holder]) -> float:

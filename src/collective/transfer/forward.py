@@ -84,23 +84,26 @@ class Receipt:
 
 @dataclass
 class Forwarder:
-    """Sends what is staged. `reachable` says whether a member's coordinator is connected now."""
+    """Sends what is staged. `reachable` tells a member's coordinator that can be reached now from one that cannot (0),
+    and one life of it from the next: whoever was away, however shortly, is sent again what never came back.
+    """
 
     catalog: Catalog
     coordinators: Coordinators
     bell: ChangeBell
     clock: Clock
     observer: Observer
-    reachable: Callable[[str], bool]
+    reachable: Callable[[str], int]
     write: Callable[[Callable[[], None]], Awaitable[None]]
     _queues: dict[bytes, _Queue] = field(default_factory=dict)
-    _met: set[str] = field(default_factory=set)
+    _met: dict[str, int] = field(default_factory=dict)  # owner -> its life
 
     async def tick(self) -> None:
         """Go on with what an earlier run left, and with those who were met again."""
-        met = {store.owner for store in self.catalog.datastores() if self.reachable(store.owner)}
-        for store in self.catalog.datastores():
-            if store.owner in met - self._met:
+        stores = self.catalog.datastores()
+        met = {owner: life for owner in {store.owner for store in stores} if (life := self.reachable(owner))}
+        for store in stores:
+            if store.owner in met and met[store.owner] != self._met.get(store.owner):
                 await self.write(partial(self._send_again, store.feed_id))
         self._met = met
         for store_id in self.catalog.stores_with_staged_work():
@@ -233,10 +236,10 @@ class Forwarder:
     async def _pause(self, owner: str, seconds: float) -> None:
         """Wait, but no longer than until the owner is met again."""
         until = self.clock.monotonic() + seconds
-        away = not self.reachable(owner)
+        before = self.reachable(owner)
         while (left := until - self.clock.monotonic()) > 0:
             await self.bell.wait_past(self.catalog.change_counter(), min(left, LOOK_SECONDS))
-            if away and self.reachable(owner):
+            if (life := self.reachable(owner)) and life != before:
                 return
 
     async def _forward_once(self, store_id: bytes, queue: _Queue) -> bool:

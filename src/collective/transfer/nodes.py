@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,6 +20,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Full, Unreachable
 from collective.core.observe import Observer
 from collective.identity import mint_read_ticket, mint_upload_ticket
+from collective.net.endpoints import EVERYWHERE, parse_host_port
 from collective.net.lane import LaneConnection
 from collective.wire import control_pb2, feed_pb2, lane_pb2
 
@@ -76,23 +77,39 @@ class TicketOffice:
 
 @dataclass
 class NodeRecord:
-    """One registered node. `lane` is the open connection, when there is one."""
+    """One registered node. `places`: where this coordinator dials it; `lane`: the open connection, when it is open."""
 
     address: FederatedAddress
     capacity_bytes: int
     labels: dict[str, str]
     endpoints: list[feed_pb2.Endpoint]
-    storage_path: str
+    places: list[str]
     lane: LaneConnection | None = None
     status: lane_pb2.NodeStatusReply | None = None
+    missing: frozenset[bytes] = frozenset()  # ids of chunks it set aside as broken and does not have again
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def lane_addresses(self) -> list[str]:
-        return [endpoint.lane for endpoint in self.endpoints]
+        """Where anybody may try to dial it; last the places that may mean something on this machine alone."""
+        return list(dict.fromkeys([*(endpoint.lane for endpoint in self.endpoints), *self.places]))
 
     def location(self) -> control_pb2.NodeLocation:
         return control_pb2.NodeLocation(address=str(self.address), lane_addresses=self.lane_addresses)
+
+
+def reachable_lanes(told: Iterable[feed_pb2.Endpoint], own: Sequence[feed_pb2.Endpoint]) -> list[feed_pb2.Endpoint]:
+    """Where others dial a node: as it told; a node that listens everywhere (0.0.0.0) wherever its coordinator is."""
+    lanes = []
+    for endpoint in told:
+        host, port = parse_host_port(endpoint.lane)
+        if host not in EVERYWHERE or not own:
+            lanes.append(endpoint)
+            continue
+        for other in own:
+            own_host = other.grpc.rpartition(":")[0]
+            lanes.append(feed_pb2.Endpoint(type=other.type, lane=f"{own_host}:{port}", preference=other.preference))
+    return lanes
 
 
 class NodeDirectory:
@@ -104,18 +121,23 @@ class NodeDirectory:
         self._nodes: dict[str, NodeRecord] = {}
         self._registered = asyncio.Event()
 
-    def register(self, request: control_pb2.RegisterNodeRequest) -> NodeRecord:
-        """Take a node in, or take its new address; the old connection is dropped by the next call."""
+    def register(
+        self, request: control_pb2.RegisterNodeRequest, own_endpoints: Sequence[feed_pb2.Endpoint] = ()
+    ) -> NodeRecord:
+        """Take a node in, or what it says of itself now; the same node stays the same record."""
         address = parse_address(request.federated_address)
-        record = NodeRecord(
-            address, request.capacity, dict(request.labels), list(request.endpoints), request.storage_path
-        )
-        old = self._nodes.get(str(address))
-        if old is not None and old.lane_addresses == record.lane_addresses:
-            record.lane, record.status = old.lane, old.status
-        self._nodes[str(address)] = record
+        places = [endpoint.lane for endpoint in request.endpoints]
+        endpoints = reachable_lanes(request.endpoints, own_endpoints)
+        record = self._nodes.get(str(address))
+        if record is None:
+            record = NodeRecord(address, request.capacity, dict(request.labels), endpoints, places)
+            self._nodes[str(address)] = record
+            self._observer.event("nodes.registered", node=str(address), capacity_bytes=request.capacity)
+        elif record.places != places:
+            record.lane = record.status = None  # it is dialled anew where it is now
+        record.capacity_bytes, record.labels = request.capacity, dict(request.labels)
+        record.endpoints, record.places = endpoints, places
         self._registered.set()
-        self._observer.event("nodes.registered", node=str(address), capacity_bytes=request.capacity)
         return record
 
     def all(self) -> list[NodeRecord]:
@@ -160,17 +182,26 @@ class NodeDirectory:
         return self._nodes[ranked[0]]
 
     async def holding(self, store_id: bytes, chunks: Sequence[tuple[bytes, int]]) -> dict[bytes, NodeRecord]:
-        """Which of our nodes has each chunk (id, sealed size); those that nobody has are left out."""
+        """Which of our nodes has each chunk (id, sealed size); those that nobody has are left out.
+
+        Raises: Unreachable when something is on none that answers, and one does not answer.
+        """
         found: dict[bytes, NodeRecord] = {}
+        silent: Unreachable | None = None
         for node in self.all():
             missing = [chunk for chunk in chunks if chunk[0] not in found]
-            for start in range(0, len(missing), HAS_PER_CALL):
-                part = missing[start : start + HAS_PER_CALL]
-                request = lane_pb2.HasRequest(
-                    store_id=store_id, chunk_ids=[id_ for id_, _ in part], sealed_sizes=[size for _, size in part]
-                )
-                reply = lane_pb2.HasReply.FromString(await self.call(node, lane_pb2.LANE_HAS, request))
-                found.update((id_, node) for (id_, _), there in zip(part, reply.present, strict=True) if there)
+            try:
+                for start in range(0, len(missing), HAS_PER_CALL):
+                    part = missing[start : start + HAS_PER_CALL]
+                    request = lane_pb2.HasRequest(
+                        store_id=store_id, chunk_ids=[id_ for id_, _ in part], sealed_sizes=[size for _, size in part]
+                    )
+                    reply = lane_pb2.HasReply.FromString(await self.call(node, lane_pb2.LANE_HAS, request))
+                    found.update((id_, node) for (id_, _), there in zip(part, reply.present, strict=True) if there)
+            except Unreachable as error:
+                silent = error
+        if silent is not None and len(found) < len({id_ for id_, _ in chunks}):
+            raise silent  # it may have what the others do not have
         return found
 
     def locations(self) -> list[control_pb2.NodeLocation]:
@@ -192,16 +223,35 @@ class NodeDirectory:
         """Ask every node how it is; a silent one keeps no status."""
         for node in self.all():
             try:
-                reply = await self.call(node, lane_pb2.LANE_NODE_STATUS, lane_pb2.NodeStatusRequest())
-                node.status = lane_pb2.NodeStatusReply.FromString(reply)
+                node.status, node.missing = await self._ask_status(node)
             except CollectiveError as error:
                 node.status = None
                 self._observer.event("nodes.silent", node=str(node.address), reason=error.message)
+
+    async def _ask_status(self, node: NodeRecord) -> tuple[lane_pb2.NodeStatusReply, frozenset[bytes]]:
+        """Its figures, and all that it is missing, in as many answers as that takes."""
+        missing: list[bytes] = []
+        while True:
+            request = lane_pb2.NodeStatusRequest(missing_after=missing[-1] if missing else b"")
+            reply = lane_pb2.NodeStatusReply.FromString(await self.call(node, lane_pb2.LANE_NODE_STATUS, request))
+            if not reply.missing_chunks:
+                return reply, frozenset(missing)
+            missing.extend(reply.missing_chunks)
 
     async def push(self, node: NodeRecord, request: lane_pb2.PushRequest) -> lane_pb2.PushReply:
         """Have a node send chunks to another member's node."""
         reply = await self.call(node, lane_pb2.LANE_PUSH, request, timeout_seconds=PUSH_TIMEOUT_SECONDS)
         return lane_pb2.PushReply.FromString(reply)
+
+    async def store_chunk(
+        self, node: NodeRecord, signed_ticket: bytes, chunk_id: bytes, sealed: memoryview, timeout_seconds: float
+    ) -> None:
+        """Put a sealed chunk on a node; it is durable there when this returns. Raises: Corrupt (not the id's), Full."""
+        lane = await self._lane(node)
+        shown = lane_pb2.PresentRequest(signed_ticket=signed_ticket).SerializeToString()
+        reply = await lane.call(lane_pb2.LANE_PRESENT, shown, timeout_seconds=CALL_TIMEOUT_SECONDS)
+        request = lane_pb2.WriteRequest(handle=lane_pb2.PresentReply.FromString(reply.head).handle, chunk_id=chunk_id)
+        await lane.call(lane_pb2.LANE_WRITE, request.SerializeToString(), sealed, timeout_seconds=timeout_seconds)
 
     async def call(
         self,
@@ -223,7 +273,7 @@ class NodeDirectory:
             if node.lane is not None and not node.lane.is_closed:
                 return node.lane
             last: CollectiveError = Unreachable(f"{node.address} told no lane address")
-            for lane_address in node.lane_addresses:
+            for lane_address in node.places:
                 try:
                     node.lane = await self._dial(node.address, lane_address)
                 except CollectiveError as error:

@@ -36,7 +36,7 @@ class NumberStock:
     clock: Clock
     observer: Observer
     own_address: FederatedAddress
-    reachable: Callable[[str], bool]
+    reachable: Callable[[str], int]
     write: Callable[[Callable[[], None]], Awaitable[None]]
     _not_before: dict[bytes, float] = field(default_factory=dict)
 

@@ -57,6 +57,8 @@ def place_again(catalog: Catalog, choose: ChooseMembers) -> bool:
     """Place versions that found too few members when they were written, now that more are there; whether any was."""
     placed = False
     for store_id, version_id, size_bytes in catalog.versions_short_of_members():
+        if catalog.is_in_doubt(store_id):
+            continue  # nothing is signed there now
         now_held = catalog.placed_members(store_id, version_id)
         chosen = choose(catalog.store(store_id), version_id, size_bytes, now_held[0])
         members = [*now_held, *(domain for domain in chosen if domain not in now_held)]

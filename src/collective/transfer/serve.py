@@ -6,7 +6,7 @@ first whether the caller may. Absent and forbidden are answered alike.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.copies import CopyDesk
 from collective.transfer.nodes import NodeDirectory, TicketOffice
-from collective.transfer.peers import PeerBook
+from collective.transfer.peers import PeerBook, ordered
 from collective.transfer.sync import EntryServer, introduce
 from collective.wire import control_pb2, feed_pb2
+from collective.wire.gossip_pb2 import SignedGossip
 
 __all__ = ["FederationDesk", "federation_rows", "membership_rows"]
 
@@ -47,6 +48,7 @@ class FederationDesk:
 
     catalog: Catalog
     entries: EntryServer
+    gossip: Callable[[str, SignedGossip], Awaitable[control_pb2.GossipReply]]
     copies: CopyDesk
     book: PeerBook
     nodes: NodeDirectory
@@ -56,6 +58,7 @@ class FederationDesk:
     own_address: FederatedAddress
     introduction: Callable[[], control_pb2.PeerConnectRequest]
     signing_certificate: x509.Certificate
+    endpoints: Sequence[feed_pb2.Endpoint]
 
     async def peer_connect(
         self, caller: Caller, request: control_pb2.PeerConnectRequest
@@ -67,10 +70,15 @@ class FederationDesk:
         if request.federation_domain != identity.federation_domain:
             raise Refused(f"{identity.address} is of {identity.federation_domain}, not {request.federation_domain}")
         self.book.learn(identity.member_domain, request.endpoints)
+        self.catalog.note_heads(identity.member_domain, request.heads)
         own = introduce(self.catalog, self.introduction())
         reply = control_pb2.PeerConnectReply()
         reply.ParseFromString(own.SerializeToString())  # the same fields under the same numbers
         return reply
+
+    async def gossiped(self, caller: Caller, message: SignedGossip) -> control_pb2.GossipReply:
+        """A signed message; the connection says who hands it over."""
+        return await self.gossip(caller_identity(caller).member_domain, message)
 
     async def follow(
         self, caller: Caller, request: control_pb2.FollowRequest
@@ -86,12 +94,20 @@ class FederationDesk:
         layout = self._readable_layout(identity, request.store_id, request.version_id)
         signed, expires = self.tickets.read(identity.member_domain, layout.layout_hash)
         reply = control_pb2.OpenVersionReply(
-            layout=layout, signed_ticket=signed, nodes=self.nodes.locations(), expires_milliseconds=expires
+            layout=layout, signed_ticket=signed, nodes=self._locations(), expires_milliseconds=expires
         )
         if request.with_pages:
             reply.pages.extend(self._pages(layout.pages[:INLINE_PAGES]))
             reply.key_pages.extend(self._pages(layout.key_pages[:INLINE_PAGES]))
         return reply
+
+    def _locations(self) -> list[control_pb2.NodeLocation]:
+        """Our nodes, and this coordinator last: its lane passes on what a node's lane cannot be reached for."""
+        nodes = self.nodes.locations()
+        lanes = [endpoint.lane for endpoint in ordered(self.endpoints) if endpoint.lane]
+        if nodes and lanes:
+            nodes.append(control_pb2.NodeLocation(address=str(self.own_address), lane_addresses=lanes))
+        return nodes
 
     async def fetch_pages(self, caller: Caller, request: control_pb2.FetchPagesRequest) -> control_pb2.FetchPagesReply:
         layout = self._readable_layout(caller_identity(caller), request.store_id, request.version_id)
@@ -118,7 +134,7 @@ class FederationDesk:
         identity = caller_identity(caller)
         if parse_address(request.federated_address) != identity.address:
             raise Refused(f"{identity.address} registers as {request.federated_address}")
-        self.nodes.register(request)
+        self.nodes.register(request, self.endpoints)
         return control_pb2.RegisterNodeReply(
             signing_certificate=self.signing_certificate.public_bytes(Encoding.DER),
             policy_epoch=self.tickets.policy_epoch,
@@ -127,10 +143,12 @@ class FederationDesk:
     def _readable_layout(self, identity: PeerIdentity, store_id: bytes, version_id: bytes) -> feed_pb2.Layout:
         """The layout, when the caller may read it and this member holds it; otherwise one answer for all."""
         verdict = self.catalog.may(identity.address, feed_pb2.READ, store_id, now=self.clock.wall())
-        if not verdict.allowed:
+        hosted = self.catalog.is_public_snapshot_for(identity.member_domain, store_id, version_id)
+        if not verdict.allowed and not (hosted and identity.kind is ComponentKind.COORDINATOR):
             self.observer.event("access.refused", caller=str(identity.address), right="READ", reason=verdict.reason)
             raise NotFound("no such version here for you")
-        if self.own_address.domain not in self.catalog.holders(store_id, version_id):
+        here = [*self.catalog.holders(store_id, version_id), *self.catalog.partial_holders(store_id, version_id)]
+        if self.own_address.domain not in here:
             raise NotFound("no such version here for you")
         return self.catalog.layout(store_id, version_id)
 
@@ -156,6 +174,7 @@ def federation_rows(desk: FederationDesk) -> list[Row]:
 
     return [
         row("PeerConnect", desk.peer_connect, COORDINATOR, "being a member"),
+        row("Gossip", desk.gossiped, COORDINATOR, "being a member"),
         row("Follow", desk.follow, COORDINATOR, "per feed: member, host or READ"),
         row("OpenVersion", desk.open_version, READERS, "READ"),
         row("FetchPages", desk.fetch_pages, READERS, "READ"),

@@ -1,58 +1,33 @@
-"""Entries between members: who may follow what is answered by streams, and every peer's stream is read.
+"""Ranges of entries between members: what a feed has past a head, asked for and answered by one stream.
 
-One stream per peer and direction. The asking side names the heads it has; the answering side sends what lies beyond
-them, of the feeds the asker may follow, in the order root feed, member feeds, store feeds (an entry is judged by
-what stands in the feeds before it), then goes on as new entries are applied. Whatever arrives is verified by the
-catalogue exactly as if its writer had sent it.
-
-    connecting --PeerConnect answered--> following --stream ends, gap, silence--> waiting
-    waiting --back-off <= 5 s--> connecting
+Gossip decides who asks whom for what (`gossiping`), waking up asks everybody for everything (`waking`); this moves it.
+The answering side judges anew before every message what the asker may follow, and sends root feed, member feeds, then
+store feeds: an entry is judged by what stands in the feeds before it. It finds where its chain meets the head that was
+told, and offers a snapshot where that stands in for entries. Whatever arrives is verified by the catalogue as if its
+writer had sent it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from random import Random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from collective.catalog import Catalog, Gap
+from collective.catalog import Catalog, Gap, position_in
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Conflict, Corrupt, NotFound, Refused, Unreachable
+from collective.core.errors import CollectiveError, Conflict, Unreachable
 from collective.core.observe import Observer
 from collective.net.channels import Channels
 from collective.transfer.events import ChangeBell
-from collective.transfer.peers import PeerBook
 from collective.wire import control_pb2, feed_pb2
 
-__all__ = ["EntryServer", "PeerSync", "SyncParts", "introduce"]
+__all__ = ["EntryServer", "EntryTaker", "Pulled", "introduce"]
 
 REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
 REPLY_ENTRIES = 256
-IDLE_SECONDS = 5.0  # an empty message this often tells a quiet stream from a dead one
 SILENCE_SECONDS = 15.0
-FIRST_BACKOFF_SECONDS = 0.2
-LAST_BACKOFF_SECONDS = 5.0
-CONNECT_TIMEOUT_SECONDS = 5.0
-ROSTER_SECONDS = 1.0  # how often the roster is looked through for peers not followed yet
 PROTOCOL_VERSION = 1
-
-
-@dataclass(frozen=True)
-class SyncParts:
-    """What both directions need. `write` runs a catalogue change on the one writer thread."""
-
-    catalog: Catalog
-    bell: ChangeBell
-    book: PeerBook
-    channels: Channels
-    clock: Clock
-    observer: Observer
-    own_domain: str
-    introduction: Callable[[], control_pb2.PeerConnectRequest]
-    write: Callable[[Callable[[], None]], Awaitable[None]]
-    after_receive: Callable[[], Awaitable[None]]
 
 
 def introduce(catalog: Catalog, request: control_pb2.PeerConnectRequest) -> control_pb2.PeerConnectRequest:
@@ -68,150 +43,124 @@ def introduce(catalog: Catalog, request: control_pb2.PeerConnectRequest) -> cont
 class EntryServer:
     """The answering side of `Follow`."""
 
-    def __init__(self, catalog: Catalog, bell: ChangeBell, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, clock: Clock) -> None:
         self._catalog = catalog
-        self._bell = bell
         self._clock = clock
 
     async def follow(
         self, member_domain: str, request: control_pb2.FollowRequest
     ) -> AsyncIterator[control_pb2.FollowReply]:
-        """Everything the member may follow past its heads, then what comes; never ends by itself.
+        """What the feeds named, or all of them, have past the heads told, as far as the member may follow; the end."""
+        told = {head.feed_id: head.head for head in request.heads}
+        self._catalog.note_heads(member_domain, request.heads)
+        asked = self._may_follow(member_domain) if request.all_feeds else set(told)
+        for feed_id in self._catalog.in_dependency_order(asked):
+            theirs = told.get(feed_id)
+            while feed_id in self._may_follow(member_domain):
+                offer = self._catalog.snapshot_offer_for(feed_id, theirs, entries_wanted=request.entries_only)
+                if offer is not None:
+                    yield control_pb2.FollowReply(feed_id=feed_id, snapshot_entry=offer)
+                    break  # they start from it and ask anew
+                entries = self._catalog.entries_beyond(
+                    feed_id, theirs, max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
+                )
+                if not entries:
+                    break
+                theirs = position_in(entries[-1])
+                yield control_pb2.FollowReply(feed_id=feed_id, entries=entries)
+        yield control_pb2.FollowReply(caught_up=True)
 
-        What it may follow is judged anew before every message: a grant taken back stops the store's entries.
-        """
-        sent = {head.feed_id: head.head.seq for head in request.heads}
-        caught_up = False
-        while True:
-            counter = self._catalog.change_counter()
-            anything = False
-            for feed_id in self._feeds(member_domain):
-                while entries := self._catalog.entries_after(
-                    feed_id, sent.get(feed_id, 0), max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
-                ):
-                    sent[feed_id] = sent.get(feed_id, 0) + len(entries)
-                    anything = True
-                    yield control_pb2.FollowReply(feed_id=feed_id, entries=entries)
-            if not anything:
-                if not caught_up:
-                    caught_up = True
-                    yield control_pb2.FollowReply(caught_up=True)
-                if await self._bell.wait_past(counter, IDLE_SECONDS) <= counter:
-                    yield control_pb2.FollowReply(caught_up=True)
-
-    def _feeds(self, member_domain: str) -> list[bytes]:
-        may_follow = self._catalog.feeds_for(member_domain, self._clock.wall())
-        return self._catalog.in_dependency_order(may_follow)
+    def _may_follow(self, member_domain: str) -> set[bytes]:
+        return self._catalog.feeds_for(member_domain, self._clock.wall())
 
 
-@dataclass
-class PeerState:
-    """What is known of the connection to one peer."""
+@dataclass(frozen=True)
+class Pulled:
+    """How a pull ended: whether anything was new here, and whether nothing that was told is lacking any more."""
 
-    endpoint: str = ""
-    connected: bool = False
-    caught_up: bool = False
-    last_heard: float = 0.0  # monotonic seconds
-    reason: str = ""
+    progress: bool
+    complete: bool
 
 
-class PeerSync:
-    """The asking side: one task per peer that reads its stream into the catalogue."""
+@dataclass(frozen=True)
+class EntryTaker:
+    """Takes entries into the catalogue, pushed or pulled. `write` runs a change on the one writer thread."""
 
-    def __init__(self, parts: SyncParts, random: Random) -> None:
-        self._parts = parts
-        self._random = random
-        self.states: dict[str, PeerState] = {}
+    catalog: Catalog
+    bell: ChangeBell
+    channels: Channels
+    observer: Observer
+    write: Callable[[Callable[[], int]], Awaitable[int]]
+    after_receive: Callable[[], Awaitable[None]]
+    take_snapshot: Callable[[str, bytes], Awaitable[bool]]  # (peer, entry that points to it)
+    _entries_only: set[str] = field(default_factory=set)  # peers from or through whom a snapshot could not be had
 
-    async def run(self) -> None:
-        """Follow everybody the book knows, also who joins later. Ends by cancellation."""
-        async with asyncio.TaskGroup() as group:
-            following: set[str] = set()
-            while True:
-                for domain in self._parts.book.domains(self._parts.own_domain):
-                    if domain not in following:
-                        following.add(domain)
-                        self.states.setdefault(domain, PeerState())
-                        group.create_task(self._follow_for_ever(domain), name=f"follow {domain}")
-                counter = self._parts.catalog.change_counter()
-                await self._parts.bell.wait_past(counter, ROSTER_SECONDS)
+    async def take(self, domain: str, feed: bytes, entries: Sequence[bytes]) -> int:
+        """Apply entries of one feed in order; how many were new. Raises: what the catalogue raises at the first bad."""
 
-    async def _follow_for_ever(self, domain: str) -> None:
-        state = self.states[domain]
-        backoff = FIRST_BACKOFF_SECONDS
-        while True:
-            for endpoint in self._parts.book.endpoints(domain):
-                try:
-                    await self._follow_once(domain, endpoint.grpc, state)
-                except CollectiveError as error:
-                    if state.connected:
-                        backoff = FIRST_BACKOFF_SECONDS
-                    state.reason = error.message
-                    self._parts.observer.event("sync.broken", peer=domain, at=endpoint.grpc, reason=error.message)
-                except Exception as error:
-                    # what one peer sends must never end the coordinator; it is told loudly and tried again
-                    state.reason = f"{type(error).__name__}: {error}"
-                    self._parts.observer.event("sync.unexpected", peer=domain, at=endpoint.grpc, error=state.reason)
-                state.connected = state.caught_up = False
-            await asyncio.sleep(backoff * self._random.uniform(0.8, 1.2))
-            backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+        def receive() -> int:
+            return sum(self.catalog.receive(entry) for entry in entries)
 
-    async def _follow_once(self, domain: str, endpoint: str, state: PeerState) -> None:
-        parts = self._parts
-        peer = FederatedAddress("coord", domain)
-        reply = await parts.channels.unary(
-            peer,
-            endpoint,
-            "/collective.v1.Federation/PeerConnect",
-            introduce(parts.catalog, parts.introduction()),
-            control_pb2.PeerConnectReply,
-            CONNECT_TIMEOUT_SECONDS,
+        try:
+            new = await self.write(receive)
+        except CollectiveError as error:
+            self.bell.ring()  # the ones before it count
+            kind = "debug.sync.gap" if isinstance(error, Gap) else "sync.entry_refused"
+            self.observer.event(kind, peer=domain, feed=feed.hex(), reason=error.message)
+            raise
+        if new:
+            self.bell.ring()
+            await self.after_receive()
+        return new
+
+    async def pull(self, domain: str, endpoint: str, feeds: Iterable[bytes] | None = None) -> Pulled:
+        """Ask for what these feeds, or all there are, have past our heads. Raises: Unreachable, Refused."""
+        here = self.catalog.heads()
+        nothing = feed_pb2.Position()
+        heads = [
+            feed_pb2.FeedHead(feed_id=feed, head=here.get(feed, nothing)) for feed in (here if feeds is None else feeds)
+        ]
+        request = control_pb2.FollowRequest(
+            heads=heads, entries_only=domain in self._entries_only, all_feeds=feeds is None
         )
-        if reply.oldest_version > PROTOCOL_VERSION or reply.version < PROTOCOL_VERSION:
-            raise Refused(
-                f"{domain} speaks protocol {reply.oldest_version}-{reply.version}, this is {PROTOCOL_VERSION}"
-            )
-        parts.book.learn(domain, reply.endpoints)
-        state.endpoint, state.connected, state.reason = endpoint, True, ""
-        heads = [feed_pb2.FeedHead(feed_id=feed, head=head) for feed, head in parts.catalog.heads().items()]
-        stream = parts.channels.stream(
-            peer,
+        stream = self.channels.stream(
+            FederatedAddress("coord", domain),
             endpoint,
             "/collective.v1.Federation/Follow",
-            control_pb2.FollowRequest(heads=heads),
+            request,
             control_pb2.FollowReply,
         )
+        progress, complete, left = False, True, set[bytes]()
         try:
             while True:
                 try:
                     async with asyncio.timeout(SILENCE_SECONDS):
                         message = await anext(stream)
                 except StopAsyncIteration:
-                    raise Unreachable(f"{domain} ended the stream") from None
+                    return Pulled(progress, complete)
                 except TimeoutError:
                     raise Unreachable(f"{domain} has been silent for {SILENCE_SECONDS:.0f} s") from None
-                state.last_heard = parts.clock.monotonic()
-                state.caught_up = state.caught_up or message.caught_up
-                if message.entries:
-                    await self._take(domain, message)
+                try:
+                    if message.snapshot_entry:
+                        progress = await self._start_from(domain, message) or progress
+                        complete = False  # what follows it is asked for next
+                    elif message.entries and message.feed_id not in left:
+                        progress = await self.take(domain, message.feed_id, message.entries) > 0 or progress
+                except Conflict:
+                    left.add(message.feed_id)  # a fork, or a foreign entry of our own: that feed is taken no further
+                except CollectiveError:
+                    left.add(message.feed_id)  # told by `take`; the other feeds may be fine
+                    complete = False
         finally:
             await stream.aclose()
 
-    async def _take(self, domain: str, message: control_pb2.FollowReply) -> None:
-        """Apply what came. A gap, or an entry whose writer is not known yet, ends the stream: it starts anew."""
-        parts = self._parts
-
-        def receive() -> None:
-            for entry in message.entries:
-                parts.catalog.receive(entry)
-
+    async def _start_from(self, domain: str, message: control_pb2.FollowReply) -> bool:
+        """Start a feed from a snapshot; a peer through whom it cannot be had is asked for entries the next time."""
         try:
-            await parts.write(receive)
-        except Gap:
-            raise
-        except (Corrupt, Conflict, Refused, NotFound) as error:
-            parts.observer.event("sync.entry_refused", peer=domain, feed=message.feed_id.hex(), reason=error.message)
-            raise
-        finally:
-            parts.bell.ring()
-        await parts.after_receive()
+            started = await self.take_snapshot(domain, message.snapshot_entry)
+        except CollectiveError as error:
+            self.observer.event("sync.snapshot_refused", peer=domain, feed=message.feed_id.hex(), reason=error.message)
+            self._entries_only.add(domain)
+            return False
+        self._entries_only.discard(domain)
+        return started

@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import feed_pb2 as _feed_pb2
+from collective.wire import gossip_pb2 as _gossip_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -161,22 +162,50 @@ class PeerConnectReply(_message.Message):
 Global___PeerConnectReply: _TypeAlias = PeerConnectReply  # noqa: Y015
 
 @_typing.final
+class GossipReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_gossip_pb2.SignedGossip]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_gossip_pb2.SignedGossip] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GossipReply: _TypeAlias = GossipReply  # noqa: Y015
+
+@_typing.final
 class FollowRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADS_FIELD_NUMBER: _builtins.int
+    ENTRIES_ONLY_FIELD_NUMBER: _builtins.int
+    ALL_FEEDS_FIELD_NUMBER: _builtins.int
+    entries_only: _builtins.bool
+    """a snapshot that was offered could not be had"""
+    all_feeds: _builtins.bool
+    """also what is not named: everything that the caller may follow"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_feed_pb2.FeedHead]:
-        """what the caller has"""
+        """what the caller has; seq 0: nothing yet"""
 
     def __init__(
         self,
         *,
         heads: _abc.Iterable[_feed_pb2.FeedHead] | None = ...,
+        entries_only: _builtins.bool = ...,
+        all_feeds: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_feeds", b"all_feeds", "entries_only", b"entries_only", "heads", b"heads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,9 +218,12 @@ class FollowReply(_message.Message):
     FEED_ID_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ENTRY_FIELD_NUMBER: _builtins.int
     feed_id: _builtins.bytes
     caught_up: _builtins.bool
-    """everything known so far was sent"""
+    """everything was sent"""
+    snapshot_entry: _builtins.bytes
+    """Entry that points to a snapshot to start from; no entries of that feed come before"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Entry, verbatim, in order"""
@@ -202,10 +234,11 @@ class FollowReply(_message.Message):
         feed_id: _builtins.bytes = ...,
         entries: _abc.Iterable[_builtins.bytes] | None = ...,
         caught_up: _builtins.bool = ...,
+        snapshot_entry: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "entries", b"entries", "feed_id", b"feed_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "entries", b"entries", "feed_id", b"feed_id", "snapshot_entry", b"snapshot_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,6 +496,48 @@ class CompleteCopyReply(_message.Message):
 Global___CompleteCopyReply: _TypeAlias = CompleteCopyReply  # noqa: Y015
 
 @_typing.final
+class HandBackRequest(_message.Message):
+    """Answered when they are durable; may be repeated. What was absorbed already is absorbed once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEED_ID_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    feed_id: _builtins.bytes
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Entry, verbatim, in order; up to 256 and about 1 MiB"""
+
+    def __init__(
+        self,
+        *,
+        feed_id: _builtins.bytes = ...,
+        entries: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "feed_id", b"feed_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandBackRequest: _TypeAlias = HandBackRequest  # noqa: Y015
+
+@_typing.final
+class HandBackReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandBackReply: _TypeAlias = HandBackReply  # noqa: Y015
+
+@_typing.final
 class PingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -502,6 +577,76 @@ class PingReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PingReply: _TypeAlias = PingReply  # noqa: Y015
+
+@_typing.final
+class ReadSegmentsRequest(_message.Message):
+    """What a reader shows a node in three calls on the lane, in one: each call stands for itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNED_TICKET_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    PAGE_INDEX_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEGMENT_FIELD_NUMBER: _builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
+    WITH_HASHES_FIELD_NUMBER: _builtins.int
+    signed_ticket: _builtins.bytes
+    page_index: _builtins.int
+    page: _builtins.bytes
+    """the public page that lists the chunk"""
+    chunk_id: _builtins.bytes
+    first_segment: _builtins.int
+    segment_count: _builtins.int
+    with_hashes: _builtins.bool
+    @_builtins.property
+    def layout(self) -> _feed_pb2.Layout:
+        """what the ticket's layout hash covers; other fields are ignored"""
+
+    def __init__(
+        self,
+        *,
+        signed_ticket: _builtins.bytes = ...,
+        layout: _feed_pb2.Layout | None = ...,
+        page_index: _builtins.int = ...,
+        page: _builtins.bytes = ...,
+        chunk_id: _builtins.bytes = ...,
+        first_segment: _builtins.int = ...,
+        segment_count: _builtins.int = ...,
+        with_hashes: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "first_segment", b"first_segment", "layout", b"layout", "page", b"page", "page_index", b"page_index", "segment_count", b"segment_count", "signed_ticket", b"signed_ticket", "with_hashes", b"with_hashes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSegmentsRequest: _TypeAlias = ReadSegmentsRequest  # noqa: Y015
+
+@_typing.final
+class ReadSegmentsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASHES_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    hashes: _builtins.bytes
+    """in the first message, when asked for: the chunk's hash list"""
+    sealed: _builtins.bytes
+    """up to 1 MiB of whole segments, in order"""
+    def __init__(
+        self,
+        *,
+        hashes: _builtins.bytes = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSegmentsReply: _TypeAlias = ReadSegmentsReply  # noqa: Y015
 
 @_typing.final
 class RegisterNodeRequest(_message.Message):

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from collective.wire import control_pb2 as collective_dot_wire_dot_control__pb2
+from collective.wire import gossip_pb2 as collective_dot_wire_dot_gossip__pb2
 from collective.wire import submit_pb2 as collective_dot_wire_dot_submit__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -40,6 +41,11 @@ class FederationStub:
                 '/collective.v1.Federation/PeerConnect',
                 request_serializer=collective_dot_wire_dot_control__pb2.PeerConnectRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_control__pb2.PeerConnectReply.FromString,
+                _registered_method=True)
+        self.Gossip = channel.unary_unary(
+                '/collective.v1.Federation/Gossip',
+                request_serializer=collective_dot_wire_dot_gossip__pb2.SignedGossip.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.GossipReply.FromString,
                 _registered_method=True)
         self.Follow = channel.unary_stream(
                 '/collective.v1.Federation/Follow',
@@ -81,6 +87,16 @@ class FederationStub:
                 request_serializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.FromString,
                 _registered_method=True)
+        self.ReadSegments = channel.unary_stream(
+                '/collective.v1.Federation/ReadSegments',
+                request_serializer=collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.ReadSegmentsReply.FromString,
+                _registered_method=True)
+        self.HandBack = channel.unary_unary(
+                '/collective.v1.Federation/HandBack',
+                request_serializer=collective_dot_wire_dot_control__pb2.HandBackRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.HandBackReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -93,8 +109,15 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Gossip(self, request, context):
+        """One signed gossip message; what the recipient has to tell the caller comes back with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Follow(self, request, context):
-        """Entries past the given heads of every feed the caller may follow, then new ones as they come.
+        """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +170,20 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSegments(self, request, context):
+        """Sealed segments of one chunk, where no lane of this member can be dialled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandBack(self, request, context):
+        """Entries of the answering member's own feeds that a later epoch left behind and the caller still has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -154,6 +191,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.PeerConnect,
                     request_deserializer=collective_dot_wire_dot_control__pb2.PeerConnectRequest.FromString,
                     response_serializer=collective_dot_wire_dot_control__pb2.PeerConnectReply.SerializeToString,
+            ),
+            'Gossip': grpc.unary_unary_rpc_method_handler(
+                    servicer.Gossip,
+                    request_deserializer=collective_dot_wire_dot_gossip__pb2.SignedGossip.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.GossipReply.SerializeToString,
             ),
             'Follow': grpc.unary_stream_rpc_method_handler(
                     servicer.Follow,
@@ -195,6 +237,16 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.FromString,
                     response_serializer=collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.SerializeToString,
             ),
+            'ReadSegments': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSegments,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.ReadSegmentsReply.SerializeToString,
+            ),
+            'HandBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandBack,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.HandBackRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.HandBackReply.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'collective.v1.Federation', rpc_method_handlers)
@@ -224,6 +276,33 @@ class Federation:
             '/collective.v1.Federation/PeerConnect',
             collective_dot_wire_dot_control__pb2.PeerConnectRequest.SerializeToString,
             collective_dot_wire_dot_control__pb2.PeerConnectReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Gossip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Federation/Gossip',
+            collective_dot_wire_dot_gossip__pb2.SignedGossip.SerializeToString,
+            collective_dot_wire_dot_control__pb2.GossipReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -440,6 +519,60 @@ class Federation:
             '/collective.v1.Federation/LeaseNumbers',
             collective_dot_wire_dot_submit__pb2.LeaseNumbersRequest.SerializeToString,
             collective_dot_wire_dot_submit__pb2.LeaseNumbersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSegments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/collective.v1.Federation/ReadSegments',
+            collective_dot_wire_dot_control__pb2.ReadSegmentsRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.ReadSegmentsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Federation/HandBack',
+            collective_dot_wire_dot_control__pb2.HandBackRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.HandBackReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ dispatch table that says who may call it.
 
 from collections import abc as _abc
 from collective.wire import control_pb2 as _control_pb2
+from collective.wire import gossip_pb2 as _gossip_pb2
 from collective.wire import submit_pb2 as _submit_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -37,8 +38,10 @@ class FederationStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FederationAsyncStub: ...
     PeerConnect: _grpc.UnaryUnaryMultiCallable[_control_pb2.PeerConnectRequest, _control_pb2.PeerConnectReply]
+    Gossip: _grpc.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]
+    """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _grpc.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]
-    """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+    """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
     OpenVersion: _grpc.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]
     """A read ticket for one version, with where to use it and, if asked, its pages."""
     FetchPages: _grpc.UnaryUnaryMultiCallable[_control_pb2.FetchPagesRequest, _control_pb2.FetchPagesReply]
@@ -51,6 +54,10 @@ class FederationStub:
     """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
     LeaseNumbers: _grpc.UnaryUnaryMultiCallable[_submit_pb2.LeaseNumbersRequest, _submit_pb2.LeaseNumbersReply]
     """Inode numbers in such a DataStore for the caller's member to give out."""
+    ReadSegments: _grpc.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]
+    """Sealed segments of one chunk, where no lane of this member can be dialled."""
+    HandBack: _grpc.UnaryUnaryMultiCallable[_control_pb2.HandBackRequest, _control_pb2.HandBackReply]
+    """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 @_typing.type_check_only
 class FederationAsyncStub(FederationStub):
@@ -58,8 +65,10 @@ class FederationAsyncStub(FederationStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PeerConnect: _aio.UnaryUnaryMultiCallable[_control_pb2.PeerConnectRequest, _control_pb2.PeerConnectReply]  # type: ignore[assignment]
+    Gossip: _aio.UnaryUnaryMultiCallable[_gossip_pb2.SignedGossip, _control_pb2.GossipReply]  # type: ignore[assignment]
+    """One signed gossip message; what the recipient has to tell the caller comes back with it."""
     Follow: _aio.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowReply]  # type: ignore[assignment]
-    """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+    """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
     OpenVersion: _aio.UnaryUnaryMultiCallable[_control_pb2.OpenVersionRequest, _control_pb2.OpenVersionReply]  # type: ignore[assignment]
     """A read ticket for one version, with where to use it and, if asked, its pages."""
     FetchPages: _aio.UnaryUnaryMultiCallable[_control_pb2.FetchPagesRequest, _control_pb2.FetchPagesReply]  # type: ignore[assignment]
@@ -72,6 +81,10 @@ class FederationAsyncStub(FederationStub):
     """Changes to a DataStore of the answering member, from a coordinator whose member may WRITE there."""
     LeaseNumbers: _aio.UnaryUnaryMultiCallable[_submit_pb2.LeaseNumbersRequest, _submit_pb2.LeaseNumbersReply]  # type: ignore[assignment]
     """Inode numbers in such a DataStore for the caller's member to give out."""
+    ReadSegments: _aio.UnaryStreamMultiCallable[_control_pb2.ReadSegmentsRequest, _control_pb2.ReadSegmentsReply]  # type: ignore[assignment]
+    """Sealed segments of one chunk, where no lane of this member can be dialled."""
+    HandBack: _aio.UnaryUnaryMultiCallable[_control_pb2.HandBackRequest, _control_pb2.HandBackReply]  # type: ignore[assignment]
+    """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
     """What other members (and own components) ask."""
@@ -84,12 +97,20 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.PeerConnectReply, _abc.Awaitable[_control_pb2.PeerConnectReply]]: ...
 
     @_abc_1.abstractmethod
+    def Gossip(
+        self,
+        request: _gossip_pb2.SignedGossip,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GossipReply, _abc.Awaitable[_control_pb2.GossipReply]]:
+        """One signed gossip message; what the recipient has to tell the caller comes back with it."""
+
+    @_abc_1.abstractmethod
     def Follow(
         self,
         request: _control_pb2.FollowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.FollowReply], _abc.AsyncIterator[_control_pb2.FollowReply]]:
-        """Entries past the given heads of every feed the caller may follow, then new ones as they come."""
+        """Entries past the given heads of the feeds named, as far as the caller may follow them, then the end."""
 
     @_abc_1.abstractmethod
     def OpenVersion(
@@ -144,6 +165,22 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_submit_pb2.LeaseNumbersReply, _abc.Awaitable[_submit_pb2.LeaseNumbersReply]]:
         """Inode numbers in such a DataStore for the caller's member to give out."""
+
+    @_abc_1.abstractmethod
+    def ReadSegments(
+        self,
+        request: _control_pb2.ReadSegmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ReadSegmentsReply], _abc.AsyncIterator[_control_pb2.ReadSegmentsReply]]:
+        """Sealed segments of one chunk, where no lane of this member can be dialled."""
+
+    @_abc_1.abstractmethod
+    def HandBack(
+        self,
+        request: _control_pb2.HandBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HandBackReply, _abc.Awaitable[_control_pb2.HandBackReply]]:
+        """Entries of the answering member's own feeds that a later epoch left behind and the caller still has."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -1157,15 +1157,21 @@ Global___Release: _TypeAlias = Release  # noqa: Y015
 
 @_typing.final
 class SnapshotPointer(_message.Message):
+    """Both versions are laid out in the entry that carries the pointer."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     BASE_FIELD_NUMBER: _builtins.int
     PUBLIC_VERSION_FIELD_NUMBER: _builtins.int
     SEALED_VERSION_FIELD_NUMBER: _builtins.int
     public_version: _builtins.bytes
+    """key pages sealed under a key made of the feed's id"""
     sealed_version: _builtins.bytes
+    """… under the DataStore key of the entry's sealed part"""
     @_builtins.property
-    def base(self) -> Global___Position: ...
+    def base(self) -> Global___Position:
+        """what the snapshot says is what stood after this entry"""
+
     def __init__(
         self,
         *,
@@ -1180,6 +1186,107 @@ class SnapshotPointer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SnapshotPointer: _TypeAlias = SnapshotPointer  # noqa: Y015
+
+@_typing.final
+class SnapshotBlock(_message.Message):
+    """A snapshot is a run of blocks, each preceded by its length as u32 big-endian; the first carries the head."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """docs/protocol/feeds.md lists tables and columns"""
+    row_count: _builtins.int
+    @_builtins.property
+    def head(self) -> Global___SnapshotHead: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotColumn]: ...
+    def __init__(
+        self,
+        *,
+        head: Global___SnapshotHead | None = ...,
+        table: _builtins.str = ...,
+        row_count: _builtins.int = ...,
+        columns: _abc.Iterable[Global___SnapshotColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "head", b"head", "row_count", b"row_count", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotBlock: _TypeAlias = SnapshotBlock  # noqa: Y015
+
+@_typing.final
+class SnapshotHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FEED_ID_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    BASE_LAMPORT_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    """1"""
+    feed_id: _builtins.bytes
+    base_lamport: _builtins.int
+    sealed: _builtins.bool
+    @_builtins.property
+    def base(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        feed_id: _builtins.bytes = ...,
+        base: Global___Position | None = ...,
+        base_lamport: _builtins.int = ...,
+        sealed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_lamport", b"base_lamport", "feed_id", b"feed_id", "format", b"format", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotHead: _TypeAlias = SnapshotHead  # noqa: Y015
+
+@_typing.final
+class SnapshotColumn(_message.Message):
+    """One value a row, in order; rows without one are listed and have a zero or empty value here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INTEGERS_FIELD_NUMBER: _builtins.int
+    STRINGS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def integers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """bytes, or UTF-8"""
+
+    @_builtins.property
+    def absent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        integers: _abc.Iterable[_builtins.int] | None = ...,
+        strings: _abc.Iterable[_builtins.bytes] | None = ...,
+        absent: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "integers", b"integers", "name", b"name", "strings", b"strings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotColumn: _TypeAlias = SnapshotColumn  # noqa: Y015
 
 @_typing.final
 class StoreSealed(_message.Message):

@@ -255,6 +255,8 @@ Global___PresentPageReply: _TypeAlias = PresentPageReply  # noqa: Y015
 
 @_typing.final
 class ReadRequest(_message.Message):
+    """Without a handle (0): own coordinator only, whatever is here."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HANDLE_FIELD_NUMBER: _builtins.int
@@ -262,12 +264,15 @@ class ReadRequest(_message.Message):
     FIRST_SEGMENT_FIELD_NUMBER: _builtins.int
     SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
     WITH_HASHES_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     chunk_id: _builtins.bytes
     first_segment: _builtins.int
     segment_count: _builtins.int
     with_hashes: _builtins.bool
     """the reply's body begins with the chunk's hash list"""
+    check: _builtins.bool
+    """what came before did not verify: read the whole chunk from the disk and check it first"""
     def __init__(
         self,
         *,
@@ -276,10 +281,11 @@ class ReadRequest(_message.Message):
         first_segment: _builtins.int = ...,
         segment_count: _builtins.int = ...,
         with_hashes: _builtins.bool = ...,
+        check: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "first_segment", b"first_segment", "handle", b"handle", "segment_count", b"segment_count", "with_hashes", b"with_hashes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "chunk_id", b"chunk_id", "first_segment", b"first_segment", "handle", b"handle", "segment_count", b"segment_count", "with_hashes", b"with_hashes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,12 +467,16 @@ Global___PushReply: _TypeAlias = PushReply  # noqa: Y015
 class NodeStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MISSING_AFTER_FIELD_NUMBER: _builtins.int
+    missing_after: _builtins.bytes
     def __init__(
         self,
+        *,
+        missing_after: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_after", b"missing_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,6 +494,7 @@ class NodeStatusReply(_message.Message):
     SERVED_BYTES_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     STORAGE_PATH_FIELD_NUMBER: _builtins.int
+    MISSING_CHUNKS_FIELD_NUMBER: _builtins.int
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
     free_bytes: _builtins.int
@@ -492,6 +503,10 @@ class NodeStatusReply(_message.Message):
     served_bytes: _builtins.int
     received_bytes: _builtins.int
     storage_path: _builtins.str
+    @_builtins.property
+    def missing_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """set aside as broken and not here again; up to 1,024 of them"""
+
     def __init__(
         self,
         *,
@@ -503,10 +518,11 @@ class NodeStatusReply(_message.Message):
         served_bytes: _builtins.int = ...,
         received_bytes: _builtins.int = ...,
         storage_path: _builtins.str = ...,
+        missing_chunks: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chunk_count", b"chunk_count", "free_bytes", b"free_bytes", "quarantined_count", b"quarantined_count", "received_bytes", b"received_bytes", "served_bytes", b"served_bytes", "storage_path", b"storage_path", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chunk_count", b"chunk_count", "free_bytes", b"free_bytes", "missing_chunks", b"missing_chunks", "quarantined_count", b"quarantined_count", "received_bytes", b"received_bytes", "served_bytes", b"served_bytes", "storage_path", b"storage_path", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
