@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+import pytest
 from memory_library import ROOT_INO, MemoryNames
 
 from collective.mount.changes import Stale, ToldNames
@@ -57,6 +58,19 @@ def test_what_is_certain_is_not_compared(names: MemoryNames) -> None:
         names.remove(name, ROOT_INO if name == b"a" else folder)
     assert {one.name for one in stale(told, 3.0) if one.name} == {b"0", b"1", b"a"}  # told before, or elsewhere
     assert sorted(asked) == sorted([folder, ROOT_INO])
+
+
+def test_attributes_are_compared_where_names_are_certain(names: MemoryNames) -> None:
+    """A lease covers names: what another mount does to a file's content shows within a second all the same."""
+    ino = names.make_file(b"a", b"1")
+    told = ToldNames(names, 5.0, lambda parent: 0.0)
+    told.tell(names.get(ino), 3.0, ROOT_INO, b"a")
+    assert stale(told, 3.0) == []
+    names.replace_content(ino, b"22", version=2)
+    assert stale(told, 3.2) == []
+    assert told.owed_in(3.2) == pytest.approx(0.8)
+    assert stale(told, 4.0) == [Stale(ino)]
+    assert told.owed_in(4.0) is None
 
 
 def test_what_the_kernel_has_to_ask_again_anyway_is_forgotten(names: MemoryNames) -> None:

@@ -18,6 +18,7 @@ from collective.mount.names import Names, Node
 __all__ = ["Stale", "ToldNames"]
 
 MAXIMUM_TOLD = 50_000  # beyond it the oldest are left to their timeout
+ATTRIBUTES_SECONDS = 1.0  # how often attributes are compared where names need not be: a lease covers names alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,9 @@ class Stale:
 class ToldNames:
     """The answers given within the last `timeout_seconds`.
 
-    `certain_since(parent_ino)` says since when nobody else can have changed that directory: younger answers are not
-    compared (in a folder where this mount makes thousands of files, that is all of them). What this mount changes
-    itself the kernel knows already: `changed_here` takes it out.
+    `certain_since(parent_ino)` says since when nobody else can have changed a name in that directory: younger answers
+    are not compared (in a folder where this mount makes thousands of files, that is all of them), their attributes once
+    a second. What this mount changes itself the kernel knows already: `changed_here` takes it out.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class ToldNames:
         self._names = names
         self._timeout_seconds = timeout_seconds
         self._certain_since = certain_since
+        self._attributes_due = 0.0
+        self._owed = False
         self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()  # ino -> node, told at, parent or 0
         self._entries: OrderedDict[tuple[int, bytes], tuple[int, float]] = OrderedDict()
 
@@ -73,7 +76,15 @@ class ToldNames:
         """What is not true any more, and forget it; None for each comparison, so that the caller can pause."""
         self._forget(now)
         certain = _OncePerDirectory(self._certain_since)  # what changes after a lease's end is looked at after that
-        nodes = [(ino, node) for ino, (node, told_at, parent) in self._nodes.items() if told_at < certain[parent]]
+        all_nodes = now >= self._attributes_due
+        if all_nodes:
+            self._attributes_due = now + ATTRIBUTES_SECONDS
+        nodes = [
+            (ino, node)
+            for ino, (node, told_at, parent) in self._nodes.items()
+            if all_nodes or told_at < certain[parent]
+        ]
+        self._owed = len(nodes) < len(self._nodes)
         entries = [(entry, ino) for entry, (ino, told_at) in self._entries.items() if told_at < certain[entry[0]]]
         for ino, node in nodes:
             if self._same(ino, node):
@@ -86,6 +97,10 @@ class ToldNames:
             else:
                 self._entries.pop((parent_ino, name), None)
                 yield Stale(parent_ino, name)
+
+    def owed_in(self, now: float) -> float | None:
+        """In how many seconds what the last comparison left out is to be compared; None when it left nothing out."""
+        return max(0.0, self._attributes_due - now) if self._owed else None
 
     def _forget(self, now: float) -> None:
         oldest = now - self._timeout_seconds
