@@ -82,13 +82,14 @@ class InodeTables:
 
     def insert(self, number: int, attributes: Attributes) -> None:
         content = attributes.content
+        version_id, stored = _columns(content)
         self._sql.execute(
             "INSERT INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self._store, number, attributes.mode, attributes.uid, attributes.gid, attributes.rdev,
                 attributes.link_count, content.size_bytes, attributes.mtime_ns, attributes.ctime_ns,
-                attributes.mtime_ns, attributes.symlink_target, *_columns(content),
-                self._writer, self._change, self._actor, content.provisional,
+                attributes.mtime_ns, attributes.symlink_target, version_id,
+                self._writer, self._change, self._actor, content.provisional, stored,
             ),
         )  # fmt: skip
 
