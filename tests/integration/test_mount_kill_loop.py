@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,9 +15,8 @@ from support.writers import Writer, check
 
 def mount_pid(home: Home) -> int:
     """The mount process that serves now."""
-    rows = [json.loads(path.read_text()) for path in (home.path / "mounts").glob("*.json")]
-    (pid,) = [row["pid"] for row in rows if Path(f"/proc/{row['pid']}").exists()]
-    return int(pid)
+    (row,) = home.status()["mounts"]
+    return int(row["pid"])
 
 
 def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], kills: int, seed: int) -> None:

@@ -235,7 +235,7 @@ async def mount_in_memory(
             ContentReader(desk.open_source, MountSettings(journals), observer) as reader,
             writer.begin(names, reader, desk.open_source, observer) as writing,
         ):
-            told = ToldNames(writing.view, 5.0, writing.certain)
+            told = ToldNames(writing.view, 5.0, writing.certain_since)
             files = FileSystem(
                 writing.view, writing.files, told, clock.monotonic, committer.space, writing.changes, writing.forget
             )

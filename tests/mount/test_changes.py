@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+
+import pytest
 from memory_library import ROOT_INO, MemoryNames
 
 from collective.mount.changes import Stale, ToldNames
@@ -36,6 +39,38 @@ def test_a_folder_that_became_unreadable_is_taken_back(names: MemoryNames) -> No
     told.tell(names.get(ino), 0.0, folder, b"a")
     names.seal(folder)
     assert stale(told, 1.0) == [Stale(folder, b"a")]
+
+
+def test_what_is_certain_is_not_compared(names: MemoryNames) -> None:
+    folder = names.make_directory(b"folder")
+    asked: list[int] = []
+
+    def certain_since(ino: int) -> float:
+        asked.append(ino)
+        return 1.0 if ino == folder else inf
+
+    inos = {b"%d" % number: names.make_file(b"%d" % number, b"1", folder) for number in range(4)}
+    inos[b"a"] = names.make_file(b"a", b"1")
+    told = ToldNames(names, 5.0, certain_since)
+    for at, (name, ino) in enumerate(inos.items()):
+        told.tell(names.get(ino), at / 2, ROOT_INO if name == b"a" else folder, name)
+    for name in inos:
+        names.remove(name, ROOT_INO if name == b"a" else folder)
+    assert {one.name for one in stale(told, 3.0) if one.name} == {b"0", b"1", b"a"}  # told before, or elsewhere
+    assert sorted(asked) == sorted([folder, ROOT_INO])
+
+
+def test_attributes_are_compared_where_names_are_certain(names: MemoryNames) -> None:
+    """A lease covers names: what another mount does to a file's content shows within a second all the same."""
+    ino = names.make_file(b"a", b"1")
+    told = ToldNames(names, 5.0, lambda parent: 0.0)
+    told.tell(names.get(ino), 3.0, ROOT_INO, b"a")
+    assert stale(told, 3.0) == []
+    names.replace_content(ino, b"22", version=2)
+    assert stale(told, 3.2) == []
+    assert told.owed_in(3.2) == pytest.approx(0.8)
+    assert stale(told, 4.0) == [Stale(ino)]
+    assert told.owed_in(4.0) is None
 
 
 def test_what_the_kernel_has_to_ask_again_anyway_is_forgotten(names: MemoryNames) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from collective.mount.deadline import within
+from collective.mount.deadline import Waiting, within
 
 
 async def test_what_does_not_wait_needs_no_event_loop_turn() -> None:
@@ -22,7 +22,7 @@ async def test_what_does_not_wait_needs_no_event_loop_turn() -> None:
         return 42
 
     counting = asyncio.create_task(count_turns())
-    assert await within(1.0, answer()) == 42
+    assert await within(1.0, answer(), Waiting()) == 42
     assert turns == 0
     counting.cancel()
 
@@ -38,7 +38,7 @@ async def test_what_waits_goes_on_where_it_stopped() -> None:
         await asyncio.sleep(0)
         return "done"
 
-    running = asyncio.create_task(within(10.0, work()))
+    running = asyncio.create_task(within(10.0, work(), Waiting()))
     await asyncio.sleep(0)
     assert seen == ["begun"]
     gate.set()
@@ -57,7 +57,7 @@ async def test_too_late_is_a_timeout_and_the_work_is_told() -> None:
             raise
 
     with pytest.raises(TimeoutError):
-        await within(0.01, never())
+        await within(0.01, never(), Waiting())
     assert ended == ["cancelled"]
 
 
@@ -77,7 +77,7 @@ async def test_errors_come_through_from_both_sides_of_a_wait() -> None:
         return "nothing"
 
     with pytest.raises(ValueError, match="at once"):
-        await within(1.0, at_once())
+        await within(1.0, at_once(), Waiting())
     with pytest.raises(ValueError, match="later"):
-        await within(1.0, later())
-    assert await within(1.0, caught()) == "later"
+        await within(1.0, later(), Waiting())
+    assert await within(1.0, caught(), Waiting()) == "later"

@@ -266,6 +266,24 @@ async def test_segments_go_when_all_in_them_is_settled(place: Place) -> None:
     assert again.recovered == ()
 
 
+@pytest.mark.parametrize("boot", [BOOT, OTHER_BOOT])
+async def test_data_that_went_with_its_segment_was_settled(place: Place, boot: bytes) -> None:
+    """Killed after a segment went and before it was said why: the record in the next segment is no change any more."""
+    settings = JournalSettings(segment_bytes=MIB, reserve_bytes=0, reserve_share=0.0)
+    journal = await place.open(settings=settings)
+    filled = journal.append_operation(STORE, operation(b"first"))
+    written = [await journal.append_write(INO, at * MIB, bytes([at]) * MIB, 1) for at in range(3)]
+    kept = journal.append_operation(STORE, operation(b"kept"))
+    before = {path.name for path in place.path.rglob("*.segment")}
+    journal.settle([filled, *written[:2]])
+    copy = place.copy("killed")
+    assert {path.name for path in copy.rglob("*.segment")} < before, "a segment went"
+    again = await place.open(boot, settings=settings, path=copy)
+    found = {record.seq for record in again.recovered}
+    assert found >= {written[2], kept}, "what was not settled is there"
+    assert again.read(written[2], 0, MIB) == bytes([2]) * MIB
+
+
 async def test_a_full_journal_makes_writers_wait_and_then_says_so(place: Place) -> None:
     """A writer waits for the uploader; with nobody to make room it gets Full after the deadline, and changes of names
     still fit."""

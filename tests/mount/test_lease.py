@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 
 import pytest
 
@@ -212,12 +213,12 @@ def test_what_was_told_before_the_lease_or_a_doubt_is_not_certain() -> None:
     book.renew(1, 100.0)
     book.ask(KEY)
     book.answer(KEY, 1, 5.0, granted=True)
-    assert not book.certain_since(KEY, 4.9, 6.0)
-    assert book.certain_since(KEY, 5.0, 6.0)
+    assert book.certain_since(KEY, 6.0) == 5.0
+    assert book.certain_since(OTHER, 6.0) == inf
     book.made(OTHER, 6.0, KEY)
     book.doubt_names(7.0)
     assert book.holds(KEY, 7.0)
-    assert not book.certain_since(KEY, 6.0, 7.0)
+    assert book.certain_since(KEY, 7.0) == 7.0
     assert not book.knows_absent(OTHER, b"anything", 7.0)
 
 

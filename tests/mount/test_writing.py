@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -224,10 +225,9 @@ async def test_what_the_kernel_was_told_under_a_lease_is_not_asked_again(home: H
     made = await first.files.make(top(first), b"folder", folder())
     await first.settled()
     now = first.files._now()
-    assert first.writing.certain(made.ino, now)
-    assert not first.writing.certain(made.ino, now - 10), "before the lease it was anybody's"
+    assert now - 10 < first.writing.certain_since(made.ino) <= now, "before the lease it was anybody's"
     await create(second, made.ino, b"file")
-    assert not first.writing.certain(made.ino, now)
+    assert first.writing.certain_since(made.ino) == inf
 
 
 # ------------------------------------------------------------ another member's DataStore

@@ -25,7 +25,7 @@ from collective.identity import ensure_private_directory
 from collective.transfer.placing import choose_hosts
 from collective.wire import feed_pb2
 
-__all__ = ["Home"]
+__all__ = ["Home", "process_start"]
 
 LAST_FILE = "coord.crt"  # a folder is a home when its identity has this
 LOCK_WAIT_SECONDS = 5.0  # a command holds the lock for well under a second
@@ -38,6 +38,14 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def process_start(pid: int) -> int:
+    """When a process began, in clock ticks since boot; -1 when there is none. Source: proc(5), /proc/pid/stat, 22."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
 
 
 @dataclass(frozen=True)
@@ -183,13 +191,15 @@ class Home:
         return open_catalog
 
     def read_mounts(self) -> list[dict[str, object]]:
-        """What the home's mount processes say of themselves; those that are gone left nothing that counts."""
+        """What the home's mount processes say of themselves. Records of those that are gone are removed."""
         rows = []
         for record in sorted(self.mounts.glob("*.json")):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
                 row = json.loads(record.read_text())
-                if Path(f"/proc/{row['pid']}").exists():
+                if process_start(row["pid"]) == row["started"]:  # a number alone may be another process by now
                     rows.append(row)
+                else:
+                    record.unlink(missing_ok=True)
         return rows
 
     # ------------------------------------------------------------ gossip.state

@@ -22,7 +22,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
-from collective.daemon.home import Home
+from collective.daemon.home import Home, process_start
 from collective.daemon.mount_writing import open_writer
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
@@ -167,6 +167,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
     document = {
         "directory": str(options.directory),
         "pid": os.getpid(),
+        "started": process_start(os.getpid()),
         "bytes_by_member": bytes_by_member,
         "pending": writer.journal.unsettled_count if writer is not None else 0,
     }
@@ -178,6 +179,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
 async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
     """The change counter, each time it moved: told by the coordinator's lane, else seen in the database."""
     counter = side.reader.change_counter()
+    joined = -1
     lane: LaneConnection | None = None
     while True:
         try:
@@ -188,10 +190,12 @@ async def _changes(side: ReadSide, observer: Observer) -> AsyncIterator[int]:
         except CollectiveError:
             lane = None
             await asyncio.sleep(POLL_SECONDS)
-        fresh = side.reader.change_counter()
-        if fresh != counter:
-            counter = fresh
-            side.refresh_trust()
+        fresh = side.reader.counters()
+        if fresh.changes != counter:
+            counter = fresh.changes
+            if fresh.joined != joined:  # else nobody came or went
+                joined = fresh.joined
+                side.refresh_trust()
             yield counter
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from collective.core.errors import CollectiveError
 from collective.mount.names import Names, Node
@@ -17,6 +18,7 @@ from collective.mount.names import Names, Node
 __all__ = ["Stale", "ToldNames"]
 
 MAXIMUM_TOLD = 50_000  # beyond it the oldest are left to their timeout
+ATTRIBUTES_SECONDS = 1.0  # how often attributes are compared where names need not be: a lease covers names alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +32,19 @@ class Stale:
 class ToldNames:
     """The answers given within the last `timeout_seconds`.
 
-    `certain(parent_ino, told_at)` says that nobody else can have changed that directory since: such answers are not
-    compared. What this mount changes itself the kernel knows already: `changed_here` takes it out.
+    `certain_since(parent_ino)` says since when nobody else can have changed a name in that directory: younger answers
+    are not compared (in a folder where this mount makes thousands of files, that is all of them), their attributes once
+    a second. What this mount changes itself the kernel knows already: `changed_here` takes it out.
     """
 
     def __init__(
-        self, names: Names, timeout_seconds: float, certain: Callable[[int, float], bool] = lambda parent, at: False
+        self, names: Names, timeout_seconds: float, certain_since: Callable[[int], float] = lambda parent: inf
     ) -> None:
         self._names = names
         self._timeout_seconds = timeout_seconds
-        self._certain = certain
+        self._certain_since = certain_since
+        self._attributes_due = 0.0
+        self._owed = False
         self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()  # ino -> node, told at, parent or 0
         self._entries: OrderedDict[tuple[int, bytes], tuple[int, float]] = OrderedDict()
 
@@ -68,19 +73,34 @@ class ToldNames:
         self._entries.pop((parent_ino, name), None)
 
     def stale(self, now: float) -> Iterator[Stale | None]:
-        """What is not true any more, and forget it; None for each that still is, so that the caller can pause."""
+        """What is not true any more, and forget it; None for each comparison, so that the caller can pause."""
         self._forget(now)
-        for ino, (node, told_at, parent_ino) in list(self._nodes.items()):
-            if (parent_ino and self._certain(parent_ino, told_at)) or self._same(ino, node):
+        certain = _OncePerDirectory(self._certain_since)  # what changes after a lease's end is looked at after that
+        all_nodes = now >= self._attributes_due
+        if all_nodes:
+            self._attributes_due = now + ATTRIBUTES_SECONDS
+        nodes = [
+            (ino, node)
+            for ino, (node, told_at, parent) in self._nodes.items()
+            if all_nodes or told_at < certain[parent]
+        ]
+        self._owed = len(nodes) < len(self._nodes)
+        entries = [(entry, ino) for entry, (ino, told_at) in self._entries.items() if told_at < certain[entry[0]]]
+        for ino, node in nodes:
+            if self._same(ino, node):
                 yield None
             elif self._nodes.pop(ino, None) is not None:
                 yield Stale(ino)
-        for (parent_ino, name), (ino, told_at) in list(self._entries.items()):
-            if self._certain(parent_ino, told_at) or self._entry(parent_ino, name) == ino:
+        for (parent_ino, name), ino in entries:
+            if self._entry(parent_ino, name) == ino:
                 yield None
             else:
                 self._entries.pop((parent_ino, name), None)
                 yield Stale(parent_ino, name)
+
+    def owed_in(self, now: float) -> float | None:
+        """In how many seconds what the last comparison left out is to be compared; None when it left nothing out."""
+        return max(0.0, self._attributes_due - now) if self._owed else None
 
     def _forget(self, now: float) -> None:
         oldest = now - self._timeout_seconds
@@ -101,6 +121,17 @@ class ToldNames:
             return self._names.lookup(parent_ino, name).ino
         except CollectiveError:  # gone, or not readable any more: the kernel must ask again
             return None
+
+
+class _OncePerDirectory(dict[int, float]):
+    """Since when each directory is certain, asked once."""
+
+    def __init__(self, certain_since: Callable[[int], float]) -> None:
+        self._certain_since = certain_since
+
+    def __missing__(self, ino: int) -> float:
+        since = self[ino] = self._certain_since(ino) if ino else inf
+        return since
 
 
 def _attributes(node: Node) -> tuple[object, ...]:

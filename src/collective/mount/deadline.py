@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from dataclasses import dataclass
 from types import coroutine
 from typing import Any, TypeVar
 
-__all__ = ["within"]
+__all__ = ["Waiting", "within"]
 
 T = TypeVar("T")
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; a timer is set only if it waits. Raises: TimeoutError after `seconds`, and what `work` raises."""
+@dataclass(slots=True)
+class Waiting:
+    """How many wait at this moment."""
+
+    count: int = 0
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], waiting: Waiting) -> T:
+    """Run `work`; a timer is set only if it waits, and then it is counted. Raises: TimeoutError after `seconds`, and
+    what `work` raises."""
     try:
         awaited = work.send(None)
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
-    async with asyncio.timeout(seconds):
-        return await _resume(work, awaited)
+    waiting.count += 1
+    try:
+        async with asyncio.timeout(seconds):
+            return await _resume(work, awaited)
+    finally:
+        waiting.count -= 1
 
 
 @coroutine

@@ -28,7 +28,7 @@ import pyfuse3.asyncio
 from collective.core.errors import Misconfigured, Unreachable
 from collective.core.observe import SILENT, Observer
 from collective.mount.changes import Stale, ToldNames
-from collective.mount.device import DeviceWatch
+from collective.mount.device import DeviceWatch, Turns
 from collective.mount.files import OpenFiles
 from collective.mount.filesystem import FileSystem
 from collective.mount.handlers import Operations, kernel_ino
@@ -75,10 +75,10 @@ async def run_mount(
                 changed: Callable[[], None] = _nothing
             else:
                 writing = await stack.enter_async_context(writer.begin(names, reader, open_source, observer))
-                told = ToldNames(writing.view, settings.names_timeout_seconds, writing.certain)
+                told = ToldNames(writing.view, settings.names_timeout_seconds, writing.certain_since)
                 files = FileSystem(writing.view, writing.files, told, now, space, writing.changes, writing.forget)
                 changed = writing.view.refresh
-            _mount(
+            watch = _mount(
                 Operations(files, settings, observer),
                 mountpoint,
                 settings,
@@ -88,6 +88,7 @@ async def run_mount(
                 keeping = follow_changes(names, told, partial(_note, files, observer), changes, observer, changed)
                 await _serve(reader, mountpoint, settings, observer, keeping, on_ready)
             finally:
+                watch.stop()
                 pyfuse3.close(unmount=True)
 
 
@@ -95,14 +96,15 @@ def _nothing() -> None:
     """Nothing has to be looked at again when the names changed."""
 
 
-def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettings, *, read_only: bool) -> None:
+def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettings, *, read_only: bool) -> DeviceWatch:
     options = {"fsname=collective", "subtype=collective", "noatime", "default_permissions"}
     if read_only:
         options.add("ro")
     if settings.allow_other:
         options.add("allow_other")
-    watch = DeviceWatch(pyfuse3.asyncio.ClosedResourceError)
+    watch = DeviceWatch(pyfuse3.asyncio.ClosedResourceError, operations.waiting)
     pyfuse3.asyncio.enable()
+    pyfuse3.asyncio.Lock = Turns  # type: ignore[assignment]
     pyfuse3.asyncio.wait_readable = watch.wait_readable  # type: ignore[assignment]
     pyfuse3.asyncio.notify_closing = watch.close  # type: ignore[assignment]
     try:
@@ -112,6 +114,7 @@ def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettin
             f"{mountpoint.directory} cannot be mounted: {error}", "the line above by fusermount3 or fuse says why"
         ) from None
     mountpoint.hide()
+    return watch
 
 
 async def _serve(

@@ -21,7 +21,7 @@ import pyfuse3
 
 from collective.core.errors import CollectiveError, codes_of
 from collective.core.observe import Observer
-from collective.mount.deadline import within
+from collective.mount.deadline import Waiting, within
 from collective.mount.filesystem import FileSystem
 from collective.mount.names import Node
 from collective.mount.operations import AttributeChange, NewInode
@@ -51,7 +51,7 @@ def _answering(handler: Handler[P, T]) -> Handler[P, T]:
     @wraps(handler)
     async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return await within(self.deadline_seconds, handler(self, *args, **kwargs))
+            return await within(self.deadline_seconds, handler(self, *args, **kwargs), self.waiting)
         except pyfuse3.FUSEError:
             raise
         except CollectiveError as error:
@@ -81,6 +81,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.observer = observer
         self.deadline_seconds = settings.deadline_seconds
+        self.waiting = Waiting()
         self._files = files
         self._settings = settings
         self._root_ino = files.root_ino

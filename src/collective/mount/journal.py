@@ -100,6 +100,11 @@ class Journal:
         return len(self._live)
 
     @property
+    def half_full(self) -> bool:
+        """Whether what is in it should be sent soon."""
+        return self._room.half_full
+
+    @property
     def last_seq(self) -> int:
         """Of the newest record."""
         return self._next_seq - 1

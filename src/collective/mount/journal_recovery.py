@@ -9,7 +9,7 @@ tears nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from collective.core.errors import Corrupt
@@ -71,6 +71,7 @@ def recover(folder: Path, boot_id: bytes, observer: Observer) -> Recovery:
             segment.cut()
             _set_aside(paths[index + 1 :], "it follows a record that is not whole", observer)
             break
+    steps = _without_dropped_data(found, steps)
     if boots - {boot_id}:
         steps = _without_torn_blobs(found, steps, observer)
     _keep_live(found, steps)
@@ -92,6 +93,20 @@ def _read_segment(segment: Segment, steps: list[_Step], boots: set[bytes]) -> No
             segment.end = begin - HEADER_BYTES
             raise Corrupt(str(error)) from error
         steps.append(_Step(segment, begin - HEADER_BYTES, header.seq, record, settled))
+
+
+def _without_dropped_data(found: Recovery, steps: list[_Step]) -> list[_Step]:
+    """The steps, with the writes whose data lies in a segment that is gone as settled ones (their seqs stay used).
+
+    Segments go oldest first, each when all in it is settled; that such a write is settled may not have been written
+    when the process died.
+    """
+    first = min((segment.number for segment in found.segments), default=0)
+
+    def dropped(record: Record | None) -> bool:
+        return isinstance(record, WriteRecord) and record.segment < first
+
+    return [replace(step, record=None) if dropped(step.record) else step for step in steps]
 
 
 def _without_torn_blobs(found: Recovery, steps: list[_Step], observer: Observer) -> list[_Step]:

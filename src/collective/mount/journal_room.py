@@ -64,6 +64,10 @@ class JournalRoom:
         return self.total_bytes + size_bytes <= self._limit
 
     @property
+    def half_full(self) -> bool:
+        return self.total_bytes > self._limit // 2
+
+    @property
     def far_over(self) -> bool:
         """Even small changes must stop: they may pass the bound, which is the data's, by two segments."""
         return self.total_bytes > self._limit + 2 * self._settings.segment_bytes

@@ -115,6 +115,13 @@ class Segment:
             done += count
 
     def read(self, position: int, size_bytes: int) -> bytes:
+        """As `read_into`, into fresh bytes."""
+        try:
+            data = os.pread(self.descriptor, size_bytes, position)
+        except OSError as error:
+            raise disk_failure(error, "the mount's journal cannot be read") from error
+        if len(data) == size_bytes:
+            return data
         buffer = bytearray(size_bytes)
         self.read_into(position, memoryview(buffer))
         return bytes(buffer)

@@ -29,8 +29,7 @@ async def follow_changes(
 
     `changes` yields whenever the counter may have grown; without it, and once it ended or failed, the counter is
     asked twice a second. `changed` is called before anything is compared. Nothing that goes wrong here ends the mount:
-    what the kernel was told runs out by itself.
-    Cancelled while a note is on its way, this waits for it.
+    what the kernel was told runs out by itself. Cancelled while a note is on its way, this waits for it.
     """
     seen = names.change_counter()
     clock = asyncio.get_running_loop().time
@@ -39,10 +38,14 @@ async def follow_changes(
             async for _ in changes or _regularly():
                 counter = names.change_counter()
                 if counter != seen:
-                    seen, began = counter, clock()
+                    seen = counter
                     changed()
-                    await _take_back(told, note)
-                    await asyncio.sleep(max(REST_SECONDS, REST_SHARE * (clock() - began)))
+                    owed: float | None = 0.0
+                    while owed is not None:  # twice at most, unless more was told meanwhile
+                        began = clock()
+                        await _take_back(told, note)
+                        owed = told.owed_in(clock())
+                        await asyncio.sleep(max(REST_SECONDS, REST_SHARE * (clock() - began), owed or 0.0))
         except Exception as failure:
             observer.event("mount.changes_lost", kind=type(failure).__name__, reason=str(failure))
         changes = None

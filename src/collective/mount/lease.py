@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Protocol
 
 from collective.core.errors import Unreachable
@@ -119,10 +120,9 @@ class LeaseBook:
         if held is not None and held.names is None and len(held.absent) < MAXIMUM_KNOWN_NAMES:
             held.absent.add(name)
 
-    def certain_since(self, key: DirectoryKey, told_at: float, now: float) -> bool:
-        """Whether nobody else can have changed the directory since `told_at`."""
-        held = self._held.get(key)
-        return held is not None and held.certain_since <= told_at and self.holds(key, now)
+    def certain_since(self, key: DirectoryKey, now: float) -> float:
+        """Since when nobody else can have changed the directory; infinite when they may have just now."""
+        return self._held[key].certain_since if self.holds(key, now) else inf
 
     def doubt_names(self, now: float) -> None:
         """Something happened that no lease covers; the catalogue is asked again. The leases stay."""
@@ -180,10 +180,10 @@ class Leases:
         self.book.renew(self._source.session, self._source.leases_valid_until())
         return self.book.knows_absent(key, name, self._now())
 
-    def certain_since(self, key: DirectoryKey, told_at: float) -> bool:
+    def certain_since(self, key: DirectoryKey) -> float:
         """As the book's, at this moment."""
         self.book.renew(self._source.session, self._source.leases_valid_until())
-        return self.book.certain_since(key, told_at, self._now())
+        return self.book.certain_since(key, self._now())
 
     def doubt_names(self) -> None:
         """As the book's, at this moment."""

@@ -8,26 +8,30 @@ from collections.abc import Sequence
 from collective.catalog import Inline, VersionReference
 from collective.chunks.split import runs_of
 from collective.core.errors import NotFound
+from collective.core.sizes import MIB
 from collective.mount.dirty import Frozen
 from collective.mount.extents import BASE, ZEROS, Piece
 from collective.mount.journal import Journal
 from collective.mount.names import OpenSource, Source
+from collective.mount.pace import Pace
 
 __all__ = ["FrozenBytes", "PlainReader"]
 
+PACED_BYTES = MIB  # smaller contents are many, and each is little work
 SEGMENTS_AT_ONCE = 128  # a whole chunk
 
 
 class PlainReader:
-    """Reads what is frozen."""
+    """Reads what is frozen, at the pace that leaves programs their share."""
 
-    def __init__(self, journal: Journal, open_source: OpenSource) -> None:
+    def __init__(self, journal: Journal, open_source: OpenSource, pace: Pace) -> None:
         self._journal = journal
         self._open_source = open_source
+        self._pace = pace
 
     def open(self, frozen: Frozen) -> FrozenBytes:
         """Close it when done; nobody is called yet."""
-        return FrozenBytes(frozen, self._journal, self._open_source)
+        return FrozenBytes(frozen, self._journal, self._open_source, self._pace)
 
     def read_journal(self, pieces: Sequence[Piece]) -> bytes:
         """Small pieces without any of the base, joined. Raises: NotFound, Corrupt, Unreachable."""
@@ -42,8 +46,9 @@ class PlainReader:
 class FrozenBytes:
     """The bytes of one frozen content. `read` may be called several times at once."""
 
-    def __init__(self, frozen: Frozen, journal: Journal, open_source: OpenSource) -> None:
+    def __init__(self, frozen: Frozen, journal: Journal, open_source: OpenSource, pace: Pace) -> None:
         self._frozen = frozen
+        self._pace = pace
         self._journal = journal
         self._open_source = open_source
         self._source: Source | None = None
@@ -51,6 +56,8 @@ class FrozenBytes:
 
     async def read(self, offset: int, into: memoryview) -> None:
         """Fill the view. Raises: CollectiveError."""
+        if len(into) >= PACED_BYTES:
+            await self._pace.give_way(len(into))
         journalled: list[tuple[int, int, memoryview]] = []
         for piece in self._frozen.plan(offset, len(into)):
             view = into[piece.start - offset : piece.end - offset]

@@ -26,6 +26,7 @@ from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable
 from collective.mount.journal import Journal
 from collective.mount.journal_records import OperationRecord
 from collective.mount.names import OpenSource
+from collective.mount.pace import Pace
 from collective.mount.plain import PlainReader
 from collective.mount.replay_contents import Contents
 from collective.mount.replay_queue import Queued, StoreQueue
@@ -63,7 +64,8 @@ class Replay:
         self._tasks: list[asyncio.Task[None]] = []
         self._writers: dict[int, int] = {}
         self._next_sync = 0.0
-        plain = PlainReader(journal, open_source)
+        self._pace = Pace(lambda: journal.half_full)
+        plain = PlainReader(journal, open_source, self._pace)
         self._contents = Contents(journal, dirty, committer, plain, author, observer, self._queue)
         journal.on_pressure = self._relieve
 
@@ -135,6 +137,7 @@ class Replay:
         room in the journal. Raises: Full, Unreachable (the disk); the file is as it was then."""
         if not data:
             return
+        self._pace.wrote(len(data))
         file.busy += 1
         seq = 0
         try:

@@ -2,9 +2,11 @@
 
     added -> (content uploaded) -> taken into a batch -> answered -> settled
 
-A batch goes 20 ms after the first change that may go, or at 256, or at once when somebody waits for it. It is sent
-again until it is answered: every operation carries its id, so the second time changes nothing. Only an answer settles
-an operation; whatever error the call as a whole meets, the batch is kept.
+A batch goes when nothing was added for 20 ms, or at 512, or after 200 ms, or at once when somebody waits for it: a
+single change is seen by others at once, and a program that makes many pays the fixed price of a batch (two syncs, a
+signed entry, everybody told) rarely. It is sent again until it is answered: every operation carries its id, so the
+second time changes nothing. Only an answer settles an operation; whatever error the call as a whole meets, the batch
+is kept.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from collective.wire import submit_pb2
 
 __all__ = ["Queued", "StoreQueue"]
 
-BATCH_OPERATIONS = 256
+BATCH_OPERATIONS = 512  # what the coordinator commits in one transaction
 BATCH_BYTES = 4 << 20  # a lane's message holds 8 MiB, and the last operation may bring pages along
-BATCH_SECONDS = 0.02
+QUIET_SECONDS = 0.02
+LONGEST_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 0.1
 LAST_PAUSE_SECONDS = 5.0
 
@@ -58,6 +61,7 @@ class StoreQueue:
         self._hurry = asyncio.Event()  # … and should be, at once
         self._answered: asyncio.Future[None] | None = None
         self._waiters = 0
+        self._added = 0
         self.surprises = 0
         """How many operations did not end as they were asked."""
         self.failure: CollectiveError | None = None
@@ -70,6 +74,7 @@ class StoreQueue:
 
     def add(self, item: Queued, keys: Keys, *, ready: bool = True) -> None:
         """After everything added before. `ready`: it may be sent as it is."""
+        self._added += 1
         item.ticket = self._schedule.add(keys, ready=ready)
         self._items[item.ticket] = item
         self._look()
@@ -138,16 +143,24 @@ class StoreQueue:
         """Send batches for ever."""
         while True:
             await self._some.wait()
-            if not self._hurry.is_set():
-                try:
-                    async with asyncio.timeout(BATCH_SECONDS):
-                        await self._hurry.wait()
-                except TimeoutError:
-                    pass  # the batch is as full as it gets in this time
+            await self._gather()
             self._hurry.clear()
             await self._send(self._take())
             self._some.clear()
             self._look()
+
+    async def _gather(self) -> None:
+        """Return when the batch shall go: see above."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + LONGEST_SECONDS
+        seen = 0
+        while not self._hurry.is_set() and self._added != seen and (left := latest - loop.time()) > 0:
+            seen = self._added
+            try:
+                async with asyncio.timeout(min(QUIET_SECONDS, left)):
+                    await self._hurry.wait()
+            except TimeoutError:
+                continue
 
     def _take(self) -> list[Queued]:
         batch: list[Queued] = []

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from typing import Protocol
 
 from collective.catalog.models import DataStore, Inline, Node, VersionReference
@@ -88,10 +89,10 @@ class LeasedNames:
             self._store_ids = found
             self._leases.doubt_names()  # a new DataStore may stand in a folder whose names were known
 
-    def certain(self, parent_ino: int, told_at: float) -> bool:
-        """Whether nobody else can have changed a directory since."""
+    def certain_since(self, parent_ino: int) -> float:
+        """Since when (monotonic seconds) nobody else can have changed a directory; infinite when they may have."""
         key = self._key(parent_ino)
-        return key is not None and self._leases.certain_since(key, told_at)
+        return self._leases.certain_since(key) if key is not None else inf
 
     def _key(self, ino: int) -> DirectoryKey | None:
         store_id = self._store_ids.get(ino >> NUMBER_BITS)
@@ -130,12 +131,14 @@ class TreeView:
         self._dirty = dirty
         self._may_write = may_write
         self._stores: dict[bytes, DataStore] = {}
+        self._writable: dict[bytes, bool] = {}  # since the database changed; the owner judges anyway
         self.content = overlay.content
         self.xattrs = overlay.xattrs
         self.refresh()
 
     def refresh(self) -> None:
-        """After the database changed: the DataStores may be others."""
+        """After the database changed: the DataStores may be others, and so may the rights."""
+        self._writable.clear()
         stores = self._names.datastores()
         self._stores = {store.feed_id: store for store in stores}
         self._leased.refresh(stores)
@@ -186,7 +189,10 @@ class TreeView:
         if node.store_id is None:
             raise PermissionError(errno.EPERM, "this folder only leads to DataStores")
         store = self.store(node.store_id)
-        if not store.readable or not self._may_write(store):
+        writable = self._writable.get(store.feed_id)
+        if writable is None:
+            writable = self._writable[store.feed_id] = store.readable and self._may_write(store)
+        if not writable:
             raise Refused(f"{store.owner} has not given WRITE here")
         return store
 

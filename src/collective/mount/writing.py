@@ -124,9 +124,9 @@ class Writing:
     def _wall_ns(self) -> int:
         return int(self._clock.wall() * 1e9)
 
-    def certain(self, parent_ino: int, told_at: float) -> bool:
-        """Whether nobody but this mount can have changed a directory since (monotonic seconds)."""
-        return self._leased.certain(parent_ino, told_at)
+    def certain_since(self, parent_ino: int) -> float:
+        """Since when (monotonic seconds) nobody but this mount can have changed a directory; else infinite."""
+        return self._leased.certain_since(parent_ino)
 
     # ------------------------------------------------------------------ changes of names (Recorder)
 

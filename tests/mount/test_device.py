@@ -1,0 +1,162 @@
+"""Waiting for the device: who gets the turn, and that nothing is missed, on a pipe in place of /dev/fuse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from collective.mount.deadline import Waiting
+from collective.mount.device import DeviceWatch, Turns
+
+
+class Closed(Exception):
+    """The device is gone."""
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+# ------------------------------------------------------------ turns
+
+
+async def test_a_worker_that_need_not_wait_keeps_the_turn() -> None:
+    turns, taken = Turns(), []
+
+    async def worker(name: str) -> None:
+        for _ in range(3):
+            async with turns:
+                taken.append(name)
+
+    await asyncio.gather(worker("a"), worker("b"))
+    assert taken == [*"aaabbb"]
+
+
+async def test_a_worker_whose_request_waits_hands_the_turn_on() -> None:
+    turns, taken = Turns(), []
+    answer = asyncio.get_running_loop().create_future()
+    device = asyncio.Event()
+
+    async def worker(name: str, request: asyncio.Future[None] | None) -> None:
+        async with turns:
+            taken.append(name)
+            await device.wait()
+        if request is not None:
+            await request
+
+    tasks = [asyncio.create_task(worker(name, answer if name == "a" else None)) for name in "abc"]
+    await settle()
+    assert taken == ["a"]  # one at a time waits for the device
+    device.set()
+    await settle()
+    assert taken == ["a", "b", "c"]
+    answer.set_result(None)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_turn_is_not_lost_with_a_worker_that_ends() -> None:
+    turns, taken = Turns(), []
+    held = asyncio.Event()
+
+    async def worker(name: str) -> None:
+        async with turns:
+            taken.append(name)
+            await held.wait()
+
+    tasks = [asyncio.create_task(worker(name)) for name in "abc"]
+    await settle()
+    held.set()
+    await asyncio.sleep(0)  # a has left, b was woken and has not run
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
+    assert taken in (["a", "c"], ["a", "b", "c"])
+    assert not tasks[2].cancelled()
+
+
+async def test_whoever_waits_for_a_turn_may_give_up() -> None:
+    turns = Turns()
+    async with turns:
+        waiting = asyncio.create_task(turns.__aenter__())
+        await settle()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    await settle()
+    async with asyncio.timeout(1.0):
+        async with turns:
+            pass
+
+
+# ------------------------------------------------------------ the device
+
+
+async def test_it_returns_when_there_is_something_to_read(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    watch = DeviceWatch(Closed, Waiting())
+    waiting = asyncio.create_task(watch.wait_readable(reading))
+    await settle()
+    assert not waiting.done()
+    os.write(writing, b"1")
+    await asyncio.wait_for(waiting, 5.0)
+    assert os.read(reading, 1) == b"1"
+    waiting = asyncio.create_task(watch.wait_readable(reading))
+    await settle()
+    os.write(writing, b"2")
+    await asyncio.wait_for(waiting, 5.0)
+    watch.stop()
+
+
+async def test_a_device_that_is_never_empty_leaves_the_loop_its_share(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.write(writing, b"always")
+    watch = DeviceWatch(Closed, Waiting())
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    for _ in range(100):
+        await watch.wait_readable(reading)
+    beside.cancel()
+    assert others >= 5
+
+
+async def test_while_nobody_waits_the_loop_is_not_told_of_the_device(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    watch = DeviceWatch(Closed, Waiting())
+    waiting = asyncio.create_task(watch.wait_readable(reading))
+    await settle()
+    os.write(writing, b"1")
+    await asyncio.wait_for(waiting, 5.0)
+    async with asyncio.timeout(5.0):
+        while watch.is_watching:  # the first time it is told for nothing ends it
+            await asyncio.sleep(0)
+    assert not asyncio.get_running_loop().remove_reader(reading)
+
+
+async def test_closing_ends_the_wait(pipe: tuple[int, int]) -> None:
+    watch = DeviceWatch(Closed, Waiting())
+    waiting = asyncio.create_task(watch.wait_readable(pipe[0]))
+    await settle()
+    watch.close(pipe[0])
+    with pytest.raises(Closed):
+        await waiting
+    with pytest.raises(Closed):
+        await watch.wait_readable(pipe[0])
+    assert not asyncio.get_running_loop().remove_reader(pipe[0])
