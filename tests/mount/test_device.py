@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from collective.mount.deadline import Waiting
 from collective.mount.device import DeviceWatch, Turns
 
 
@@ -104,7 +103,7 @@ async def test_whoever_waits_for_a_turn_may_give_up() -> None:
 
 async def test_it_returns_when_there_is_something_to_read(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    watch = DeviceWatch(Closed, Waiting())
+    watch = DeviceWatch(Closed, lambda: False)
     waiting = asyncio.create_task(watch.wait_readable(reading))
     await settle()
     assert not waiting.done()
@@ -121,7 +120,7 @@ async def test_it_returns_when_there_is_something_to_read(pipe: tuple[int, int])
 async def test_a_device_that_is_never_empty_leaves_the_loop_its_share(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.write(writing, b"always")
-    watch = DeviceWatch(Closed, Waiting())
+    watch = DeviceWatch(Closed, lambda: False)
     others = 0
 
     async def other() -> None:
@@ -139,7 +138,7 @@ async def test_a_device_that_is_never_empty_leaves_the_loop_its_share(pipe: tupl
 
 async def test_while_nobody_waits_the_loop_is_not_told_of_the_device(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    watch = DeviceWatch(Closed, Waiting())
+    watch = DeviceWatch(Closed, lambda: False)
     waiting = asyncio.create_task(watch.wait_readable(reading))
     await settle()
     os.write(writing, b"1")
@@ -151,7 +150,7 @@ async def test_while_nobody_waits_the_loop_is_not_told_of_the_device(pipe: tuple
 
 
 async def test_closing_ends_the_wait(pipe: tuple[int, int]) -> None:
-    watch = DeviceWatch(Closed, Waiting())
+    watch = DeviceWatch(Closed, lambda: False)
     waiting = asyncio.create_task(watch.wait_readable(pipe[0]))
     await settle()
     watch.close(pipe[0])

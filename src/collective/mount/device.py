@@ -6,7 +6,7 @@ else asks something. So the device is polled again in the same step in which the
 
 A trip through the event loop costs as much as a small request itself, and a program that asks one thing after the other
 asks the next one some 50 us after it was answered. So whoever answered a request looks for the next one in the same
-step, and, while no other request waits for anything, for as long as that; now and then it gives way.
+step, and, while nothing else is to be done, for as long as that; now and then it gives way.
 
     worker  turn taken -> device readable -> turn given back -> request answered -> ...
                 ^--------- takes the next turn at once; when its request must wait, another worker does
@@ -17,9 +17,8 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-
-from collective.mount.deadline import Waiting
 
 __all__ = ["DeviceWatch", "Turns"]
 
@@ -71,12 +70,12 @@ class Turns:
 
 
 class DeviceWatch:
-    """Waits on one file descriptor for one waiter at a time; `closed_error` is raised in it by `close`. `waiting`
-    counts the requests that cannot be answered yet."""
+    """Waits on one file descriptor for one waiter at a time; `closed_error` is raised in it by `close`. `is_busy` says
+    that the event loop has other things to do: requests that wait, bytes that arrive."""
 
-    def __init__(self, closed_error: type[Exception], waiting: Waiting) -> None:
+    def __init__(self, closed_error: type[Exception], is_busy: Callable[[], bool]) -> None:
         self._closed_error = closed_error
-        self._requests = waiting
+        self._is_busy = is_busy
         self._waiting: asyncio.Future[None] | None = None
         self._watched: int | None = None
         self._straight = 0
@@ -114,8 +113,8 @@ class DeviceWatch:
             self._watched = None
 
     def _is_readable(self, descriptor: int) -> bool:
-        """Now; or, when a request was just answered and no other one is on its way, in a moment."""
-        if self._straight and not self._requests.count and descriptor < SELECTABLE_DESCRIPTORS:
+        """Now; or, when a request was just answered and nothing else is to be done, in a moment."""
+        if self._straight and not self._is_busy() and descriptor < SELECTABLE_DESCRIPTORS:
             return bool(select.select((descriptor,), (), (), NEXT_REQUEST_SECONDS)[0])
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)

@@ -68,6 +68,8 @@ class Flights:
         self._start = start
         self._room: set[asyncio.Future[None]] = set()
         self._ahead_flights = 0
+        self.count = 0
+        """Under way now."""
         self._hungry: dict[Content, None] = {}
         self._closing = False
         self.statistics = ReadStatistics()
@@ -117,6 +119,7 @@ class Flights:
             slot.flights.append(flight)
             content.busy += 1
             self._ahead_flights += ahead
+            self.count += 1
             self._start(self._fly(content, source, slot, index, first, count, flight))
 
     async def land(self, slot: Slot, needed: int) -> None:
@@ -176,6 +179,7 @@ class Flights:
             slot.flights.remove(flight)
             content.busy -= 1
             self._ahead_flights -= flight.ahead
+            self.count -= 1
             flight.done.set_result(error)
             self.unpin(slot)
             self._feed_hungry(content, failed=error is not None)

@@ -78,12 +78,11 @@ async def run_mount(
                 told = ToldNames(writing.view, settings.names_timeout_seconds, writing.certain_since)
                 files = FileSystem(writing.view, writing.files, told, now, space, writing.changes, writing.forget)
                 changed = writing.view.refresh
-            watch = _mount(
-                Operations(files, settings, observer),
-                mountpoint,
-                settings,
-                read_only=writer is None or settings.read_only,
+            operations = Operations(files, settings, observer)
+            watch = DeviceWatch(
+                pyfuse3.asyncio.ClosedResourceError, lambda: operations.waiting.count > 0 or reader.is_fetching
             )
+            _mount(operations, watch, mountpoint, settings, read_only=writer is None or settings.read_only)
             try:
                 keeping = follow_changes(names, told, partial(_note, files, observer), changes, observer, changed)
                 await _serve(reader, mountpoint, settings, observer, keeping, on_ready)
@@ -96,13 +95,14 @@ def _nothing() -> None:
     """Nothing has to be looked at again when the names changed."""
 
 
-def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettings, *, read_only: bool) -> DeviceWatch:
+def _mount(
+    operations: Operations, watch: DeviceWatch, mountpoint: Mountpoint, settings: MountSettings, *, read_only: bool
+) -> None:
     options = {"fsname=collective", "subtype=collective", "noatime", "default_permissions"}
     if read_only:
         options.add("ro")
     if settings.allow_other:
         options.add("allow_other")
-    watch = DeviceWatch(pyfuse3.asyncio.ClosedResourceError, operations.waiting)
     pyfuse3.asyncio.enable()
     pyfuse3.asyncio.Lock = Turns  # type: ignore[assignment]
     pyfuse3.asyncio.wait_readable = watch.wait_readable  # type: ignore[assignment]
@@ -114,7 +114,6 @@ def _mount(operations: Operations, mountpoint: Mountpoint, settings: MountSettin
             f"{mountpoint.directory} cannot be mounted: {error}", "the line above by fusermount3 or fuse says why"
         ) from None
     mountpoint.hide()
-    return watch
 
 
 async def _serve(

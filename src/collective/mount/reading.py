@@ -50,6 +50,11 @@ class ContentReader:
         await self.shut()
         await self._group.__aexit__(kind, error, trace)
 
+    @property
+    def is_fetching(self) -> bool:
+        """Whether bytes are on their way."""
+        return self._flights.count > 0
+
     async def shut(self) -> None:
         """Break off all fetches (their readers get EIO) and close all sources. May be repeated."""
         self._flights.shut()
