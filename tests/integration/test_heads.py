@@ -106,8 +106,12 @@ def test_the_node_has_every_head_when_an_entry_is_acknowledged(node: SeparateNod
 def test_a_home_put_back_whole_is_betrayed_by_its_node(
     node: SeparateNode, federation: Federation, tmp_path: Path
 ) -> None:
-    """Database and local heads of an older day: neither the coordinator nor a command signs on top of them."""
+    """Database and local heads of an older day: neither the coordinator nor a command signs on top of them.
+
+    bob, who may know what came after, is away; without him the home goes on in a new epoch, which the node keeps too.
+    """
     alice = node.alice
+    federation.join("bob")
     put_small(alice, tmp_path, "before")
     assert alice.stop() == 0
     shutil.copytree(alice.path, tmp_path / "backup", ignore=shutil.ignore_patterns("*.sock"))
@@ -121,8 +125,14 @@ def test_a_home_put_back_whole_is_betrayed_by_its_node(
     assert offline.code == 1
     assert "older than what was already told" in offline.err
     alice.start()
-    assert any("older than what was told" in finding["message"] for finding in alice.status()["findings"])
+    assert any("older than what was already told" in finding["message"] for finding in alice.status()["findings"])
+    assert alice.status()["doubt"]["awaited"] == ["bob.media.collective"]
     refused = alice.run("mkdir", "/media/online")
     assert refused.code == 1
     assert "older than what was already told" in refused.err
     assert alice.ok("ls", "/media").out.split() == ["before"], "reading goes on"
+    alice.stop()
+    alice.start("--without", "bob")
+    wait_for(lambda: alice.status()["doubt"] is None, "the doubt to end")
+    alice.ok("mkdir", "/media/online")
+    wait_for(lambda: node.heads() == read_heads(alice.path / "heads"), "the node to keep the heads of the new epoch")

@@ -42,10 +42,10 @@ def test_a_new_member_starts_from_a_snapshot(federation: Federation, tmp_path: P
     federation.connected()
     alice.ok("datastore", "create", "/media")
     alice.ok("datastore", "grant", "/media", "read", "*@*.collective")
-    (tmp_path / "many").mkdir()
-    for number in range(14):
-        (tmp_path / "many" / f"file-{number}").write_text(f"content {number}")
-    alice.ok("put", tmp_path / "many", "/media/many")
+    alice.ok("mkdir", "/media/many")
+    for number in range(14):  # one after the other: what is put at once may share an entry
+        (tmp_path / f"file-{number}").write_text(f"content {number}")
+        alice.ok("put", tmp_path / f"file-{number}", f"/media/many/file-{number}")
     wait_for(lambda: told(alice, "snapshot.made"), "a snapshot")
     wait_for(lambda: told(alice, "snapshot.dropped"), "alice to drop entries", 90)
     wait_for(lambda: told(bob, "snapshot.dropped"), "bob to drop entries", 90)

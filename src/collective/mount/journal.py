@@ -15,7 +15,6 @@ settled comes back, and whoever replays it finds it absorbed. Segments go oldest
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -39,7 +38,7 @@ from collective.mount.journal_records import (
 )
 from collective.mount.journal_recovery import Recovery
 from collective.mount.journal_room import JournalRoom, JournalSettings
-from collective.mount.journal_segments import Segment, disk_failure
+from collective.mount.journal_segments import Segment, disk_failure, sync_segments
 from collective.wire import feed_pb2
 
 __all__ = ["Journal"]
@@ -228,7 +227,7 @@ class Journal:
             folder = self._folder if self._new_files else None
             self._new_files = False
             try:
-                await self._in_thread({segment for segment, _ in waiting}, lambda: _sync_all(waiting, folder))
+                await self._in_thread({segment for segment, _ in waiting}, lambda: sync_segments(waiting, folder))
             except OSError as error:
                 self._failure = disk_failure(error, "the mount's journal could not be made safe")
                 self._observer.event("journal.sync_failed", reason=self._failure.message)
@@ -388,15 +387,3 @@ class Journal:
         running: Future[T] = self._executor.submit(function)
         running.add_done_callback(lambda _: loop.call_soon_threadsafe(unpin))
         return await asyncio.wrap_future(running)
-
-
-def _sync_all(waiting: Sequence[tuple[Segment, int]], folder: Path | None) -> None:
-    """The data of the segments, oldest first, then the names of new ones."""
-    for segment, _ in waiting:
-        os.fdatasync(segment.descriptor)
-    if folder is not None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
