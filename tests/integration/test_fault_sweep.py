@@ -125,14 +125,15 @@ def sweep_coordinator(federation: Federation, tmp_path: Path, points: list[tuple
     return hits
 
 
-@pytest.mark.timeout(115)
+@pytest.mark.long
+@pytest.mark.timeout(200)
 def test_the_mount_dies_inside_a_call(federation: Federation, tmp_path: Path) -> None:
     """A few points; the long form sweeps."""
     needs_strace()
     assert sweep_mount(federation, tmp_path, [(CALLS[0], 2), (CALLS[1], 2), (CALLS[2], 9), (CALLS[2], 40)])
 
 
-@pytest.mark.long
+@pytest.mark.byhand
 @pytest.mark.timeout(900)
 def test_the_mount_dies_inside_every_call(federation: Federation, tmp_path: Path) -> None:
     """Every early call of each kind, then every seventh."""
@@ -141,7 +142,7 @@ def test_the_mount_dies_inside_every_call(federation: Federation, tmp_path: Path
     assert sweep_mount(federation, tmp_path, points) > 20
 
 
-@pytest.mark.long
+@pytest.mark.byhand
 @pytest.mark.timeout(900)
 def test_the_coordinator_dies_inside_a_call(federation: Federation, tmp_path: Path) -> None:
     """Syncs, renames and writes of the coordinator and its node, early and late."""

@@ -73,10 +73,17 @@ def pending(home: Home) -> int:
 @pytest.mark.timeout(115)
 def test_a_few_kills_of_each(federation: Federation, tmp_path: Path) -> None:
     """The short form of the loops below."""
-    kill_loop(federation, tmp_path, ("mount", "coordinator", "node"), kills=5, seed=3)
+    kill_loop(federation, tmp_path, ("mount", "coordinator", "node"), kills=4, seed=3)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(500)
+def test_more_kills_of_each(federation: Federation, tmp_path: Path) -> None:
+    """As much of the loops below as CI has the time for."""
+    kill_loop(federation, tmp_path, ("mount", "coordinator", "node"), kills=20, seed=5)
+
+
+@pytest.mark.byhand
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("victim", ["mount", "coordinator", "node"])
 def test_a_hundred_kills(federation: Federation, tmp_path: Path, victim: str) -> None:

@@ -130,13 +130,14 @@ def waiting(home: Home) -> list[dict[str, Any]]:
     return [row for row in home.ok("pending", "--json").json["pending"] if row["state"] != "refused"]
 
 
-@pytest.mark.timeout(115)
+@pytest.mark.long
+@pytest.mark.timeout(200)
 def test_a_short_partition(federation: Federation, network: Network, tmp_path: Path) -> None:
     """As below, as short as its commands take."""
     partition(federation, network, tmp_path, seconds=0.0)
 
 
-@pytest.mark.long
+@pytest.mark.byhand
 @pytest.mark.timeout(300)
 def test_a_minutes_partition(federation: Federation, network: Network, tmp_path: Path) -> None:
     """A minute apart: trees equal within 10 s of healing, both sides' bytes there or named as conflicts."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.homes import Federation, Home, wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # many commands, each a process of its own
 
 
 def fold_often(home: Home) -> None:

@@ -23,6 +23,7 @@ def test_nobody_is_falsely_dead_in_a_day() -> None:
     assert not [change for change in world.states if change[3] is State.DEAD]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(3))
 def test_ten_thousand_entries_behind(seed: int) -> None:
