@@ -55,6 +55,47 @@ def test_a_clean_start_asks_nobody(three: TestFederation) -> None:
     put(three.catalogs["alice"], b"/media/after")
 
 
+def test_numbers_in_stock_are_not_handed_out_again(three: TestFederation) -> None:
+    """An older database's stock of inode numbers was handed out since, in own DataStores and in others'."""
+    alice, bob = three.catalogs["alice"], three.catalogs["bob"]
+    alice.grant(b"/media", [feed_pb2.READ, feed_pb2.WRITE], "bob@media.collective")
+    store = alice.datastores()[0].feed_id
+    bob.add_numbers(store, alice.lease_numbers(store, domain("bob"), 1))
+    bob.create_datastore(b"/bob", 0, 0, {})
+    own = next(one.feed_id for one in bob.datastores() if one.path == b"/bob")
+    assert bob.stock_count(own)
+    three.exchange("alice", "bob", "carol")
+    old = three.saved_database("bob")
+    bob = three.catalogs["bob"]
+    for taken in (bob.take_numbers(store, 5), bob.take_numbers(own, 5)):
+        assert taken is not None
+    put(bob, b"/bob/told")
+    bob = three.restart("bob", old)
+    assert bob.doubts()
+    assert bob.take_numbers(store, 1) is None, "its owner is asked for others"
+    with pytest.raises(Misconfigured, match="older"):
+        bob.take_numbers(own, 1)
+
+
+def test_an_answer_before_the_doubt_is_none(three: TestFederation) -> None:
+    """A disk of alice's own tells of a newer head while she runs: everybody is asked, also who told all before."""
+    alice = three.catalogs["alice"]
+    store = alice.datastores()[0].feed_id
+    for name in ("bob", "carol"):
+        alice.note_answer(domain(name))
+    head = alice.heads()[store]
+    kept = feed_pb2.Position(epoch_number=1, epoch_id=head.epoch_id, seq=head.seq + 1, hash=b"h" * 32)
+    assert alice.hear_head(store, kept)
+    assert alice.own_heads().keys() == {alice.root_feed(), alice.own_member_feed()}
+    assert alice.awaited() == [domain("bob"), domain("carol")]
+    assert not alice.tend(three.clock.wall())
+    for name in ("bob", "carol"):
+        assert alice.note_answer(domain(name))
+    assert alice.tend(three.clock.wall())
+    assert alice.doubts() == {}
+    assert not alice.hear_head(store, kept), "the new epoch is above it"
+
+
 def test_yesterdays_database_gets_everything_back(three: TestFederation) -> None:
     """alice on an older copy signs nothing, takes her entries back from both, opens an epoch and writes on."""
     old = three.saved_database("alice")

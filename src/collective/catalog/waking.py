@@ -72,6 +72,8 @@ def note_doubt(ledger: Ledger, feed_id: bytes, reason: str) -> None:
     ledger.hearing.answered.clear()
     with ledger.change() as connection:
         connection.execute("INSERT OR REPLACE INTO doubts VALUES (?, ?)", (feed_id, reason))
+        # numbers in stock may have been handed out in what is lost; other owners lease fresh ones meanwhile
+        connection.execute("DELETE FROM number_stock")
         connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
 
 
@@ -127,8 +129,6 @@ def open_epochs(ledger: Ledger) -> bool:
         own = _own_feed_ids(ledger)
         opening = [feed for feed in own if (ALL_FEEDS in doubts or feed in doubts) and not _is_stuck(ledger, feed)]
         connection.executemany("DELETE FROM doubts WHERE feed_id = ?", [(feed,) for feed in (ALL_FEEDS, *opening)])
-        # numbers in stock may have been handed out in what is lost
-        connection.execute("DELETE FROM number_stock")
         connection.execute("UPDATE meta SET value = 1 WHERE key = 'pages_wanted'")
         for feed_id in opening:
             _open_epoch(ledger, feed_id)
