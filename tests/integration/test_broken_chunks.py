@@ -67,6 +67,7 @@ def test_a_flipped_byte_is_found_and_made_good(federation: Federation, film: byt
         assert (tmp_path / "got").read_bytes() == film
 
 
+@pytest.mark.long
 def test_a_chunk_lost_for_good_leaves_the_rest_readable(federation: Federation, tmp_path: Path) -> None:
     """With one copy only nothing can be made good: status says so, and what is there is still given out."""
     alice = federation.found("alice")

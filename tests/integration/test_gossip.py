@@ -92,6 +92,7 @@ class TestGossip:
         assert statistics.median(times) < 0.1
         assert max(times) < 2.0
 
+    @pytest.mark.long
     @pytest.mark.timeout(300)
     def test_a_killed_home_is_known_dead_soon(self, three: Federation) -> None:
         """A fourth home is killed; the others know it in under 15 s, and when it is back they know that too."""

@@ -22,6 +22,7 @@ def bundle(federation: Federation, tmp_path: Path) -> Path:
     return tmp_path / "bob.bundle"
 
 
+@pytest.mark.long
 def test_a_broken_bundle_makes_no_home(bundle: Path, tmp_path: Path) -> None:
     """Whatever byte is flipped: refused in words or harmless, never half a home; the whole bundle joins afterwards."""
     bob = Home(tmp_path / "bob", "bob")

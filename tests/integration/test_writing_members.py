@@ -60,6 +60,7 @@ def test_what_bob_writes_lies_at_both_homes(pair: tuple[Home, Home], tmp_path: P
     assert alice.status()["datastores"][0]["below_target"] == 0
 
 
+@pytest.mark.long
 def test_only_what_was_granted_can_be_done(pair: tuple[Home, Home], tmp_path: Path) -> None:
     """WRITE makes and overwrites; alice's own files go only with DELETE; without WRITE nothing is even sent."""
     alice, bob = pair
@@ -100,6 +101,7 @@ def test_only_what_was_granted_can_be_done(pair: tuple[Home, Home], tmp_path: Pa
     assert pending(bob) == []
 
 
+@pytest.mark.long
 def test_an_owner_who_is_away_gets_everything_when_she_is_back(pair: tuple[Home, Home], tmp_path: Path) -> None:
     """A folder of files, renames and removals while alice is down: at bob's at once, at alice's once she is back."""
     alice, bob = pair
@@ -140,6 +142,7 @@ def test_an_owner_who_is_away_gets_everything_when_she_is_back(pair: tuple[Home,
     assert sha256(tmp_path / "back") == sha256(source / "large")
 
 
+@pytest.mark.long
 def test_changes_that_met_are_both_kept_and_named(pair: tuple[Home, Home], tmp_path: Path) -> None:
     """alice, without bob, makes and changes the same names: nothing is lost, each conflict is told, one tree."""
     alice, bob = pair

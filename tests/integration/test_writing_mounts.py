@@ -50,20 +50,20 @@ def alice(federation: Federation) -> Home:
 
 @pytest.mark.timeout(110)
 def test_two_mounts_never_both_create_one_name(alice: Home, tmp_path: Path) -> None:
-    """Both race for 300 names, in two folders: each name has one maker, and both see all."""
+    """Both race for 2,000 names, in two folders: each name has one maker, and both see all."""
     one, two = mounted(alice, tmp_path / "one"), mounted(alice, tmp_path / "two")
     for folder in ("a", "b"):
         (one / folder).mkdir()
     wait_for(lambda: (two / "b").is_dir(), "the folders at the other mount")
 
     def race(top: Path) -> list[bool]:
-        return [exclusively(top / ("a" if number % 3 else "b") / f"{number:03}") for number in range(300)]
+        return [exclusively(top / ("a" if number % 3 else "b") / f"{number:04}") for number in range(2000)]
 
     with ThreadPoolExecutor(2) as threads:
         made = list(threads.map(race, (one, two)))
-    assert [first + second for first, second in zip(*made, strict=True)] == [1] * 300
+    assert [first + second for first, second in zip(*made, strict=True)] == [1] * 2000
     assert all(any(who) for who in made), "one of them never came to its turn"
-    wait_for(lambda: len(os.listdir(one / "a")) + len(os.listdir(two / "b")) == 300, "all names at both")
+    wait_for(lambda: len(os.listdir(one / "a")) + len(os.listdir(two / "b")) == 2000, "all names at both")
     alice.ok("put", tmp_path / "alice" / "config.json", "/media/a/by command")
     wait_for(lambda: (one / "a" / "by command").exists(), "the command's file at the mount")
 

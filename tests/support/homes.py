@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -162,8 +163,9 @@ class Home:
         return int(wait_for(lambda: children.read_text().split(), "the node process")[0])
 
     def close(self) -> None:
-        for row in (self.path / "mounts").glob("*.json"):
-            self.run("umount", json.loads(row.read_text())["directory"])
+        for row in list((self.path / "mounts").glob("*.json")):
+            with contextlib.suppress(FileNotFoundError):  # the command before swept it away
+                self.run("umount", json.loads(row.read_text())["directory"])
         if self.coordinator is not None:
             os.killpg(self.coordinator.pid, signal.SIGCONT)
             self.kill()
