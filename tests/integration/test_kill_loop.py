@@ -78,6 +78,7 @@ def kill_loop(federation: Federation, tmp_path: Path, kills: int, seed: int) -> 
         assert hashlib.sha256(content).hexdigest() == digest, f"{path} was acknowledged and is not whole (seed {seed})"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(110)
 def test_a_few_kills(federation: Federation, tmp_path: Path) -> None:
     """The short form of the loop below."""

@@ -11,6 +11,8 @@ import pytest
 from support.homes import Federation, Home, wait_for
 from support.networks import Network, require_namespaces
 
+pytestmark = pytest.mark.long
+
 SIZE_BYTES = (17 << 20) + 4321
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import random
 import threading
 from pathlib import Path
+
+from support.homes import wait_for
 
 SIZES = (0, 10, 4096, 5_000, 200_000, 3_000_000, 12_000_000)
 
@@ -80,10 +81,21 @@ class Writer(threading.Thread):
 
 
 def check(folder: Path, expected: dict[str, str], where: str) -> None:
-    """That everything closed is in the folder, whole."""
+    """That everything closed is in the folder, whole. Errors are waited out (a node may be starting), wrong bytes not."""
     for path, held in expected.items():
-        content = None
-        with contextlib.suppress(FileNotFoundError):
-            content = (folder / path).read_bytes()
-        assert content is not None, f"{path} was closed and is gone {where}"
-        assert digest(content) == held, f"{path} was closed and is not whole {where}"
+        found = wait_for(lambda path=path: _read(folder / path), f"{path} to be readable {where}")
+        assert found != _GONE, f"{path} was closed and is gone {where}"
+        assert found == held, f"{path} was closed and is not whole {where}"
+
+
+_GONE = "gone"
+
+
+def _read(path: Path) -> str:
+    """The digest of a file; "gone" when there is none, "" when it cannot be read now."""
+    try:
+        return digest(path.read_bytes())
+    except FileNotFoundError:
+        return _GONE
+    except OSError:
+        return ""
