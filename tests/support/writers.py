@@ -81,7 +81,7 @@ class Writer(threading.Thread):
 
 
 def check(folder: Path, expected: dict[str, str], where: str) -> None:
-    """That everything closed is in the folder, whole. Errors are waited out (a node may be starting), wrong bytes not."""
+    """That everything closed is there, whole. Errors are waited out (a node may be starting), wrong bytes are not."""
     for path, held in expected.items():
         found = wait_for(lambda path=path: _read(folder / path), f"{path} to be readable {where}")
         assert found != _GONE, f"{path} was closed and is gone {where}"
