@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -68,23 +69,13 @@ def sweep_mount(federation: Federation, tmp_path: Path, points: list[tuple[str, 
             folder.mkdir(parents=True)
             for count in range(STEPS):
                 writer.step(f"f{count % 12}")
-        if process.poll() is None and os.path.ismount(mountpoint) and answers(mountpoint):
-            alice.ok("umount", mountpoint)
-        else:
-            hits += 1
-        process.wait(30)
+        if process.poll() is None:
+            alice.run("umount", mountpoint)  # whatever it says: the mount may be dying this moment
+        hits += process.wait(30) == -signal.SIGKILL
         alice.ok("mount", mountpoint)
         check(folder, writer.ledger, f"after the mount died in {calls} {when}")
         alice.ok("umount", mountpoint)
     return hits
-
-
-def answers(mountpoint: Path) -> bool:
-    try:
-        os.stat(mountpoint / "media")
-    except OSError:
-        return False
-    return True
 
 
 def sweep_coordinator(federation: Federation, tmp_path: Path, points: list[tuple[str, int]]) -> int:
@@ -130,7 +121,7 @@ def sweep_coordinator(federation: Federation, tmp_path: Path, points: list[tuple
 def test_the_mount_dies_inside_a_call(federation: Federation, tmp_path: Path) -> None:
     """A few points; the long form sweeps."""
     needs_strace()
-    assert sweep_mount(federation, tmp_path, [(CALLS[0], 2), (CALLS[1], 2), (CALLS[2], 9), (CALLS[2], 40)])
+    assert sweep_mount(federation, tmp_path, [(CALLS[0], 2), (CALLS[1], 2), (CALLS[2], 9), (CALLS[2], 40)]) >= 3
 
 
 @pytest.mark.byhand

@@ -59,7 +59,10 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
     expected = {path: held for writer in writers for path, held in writer.ledger.items()}
     assert len(expected) > 10
     check(mountpoint / "media", expected, f"in the mount (seed {seed})")
-    wait_for(lambda: not pending(alice), "everything to be uploaded by itself", 100)
+    try:
+        wait_for(lambda: not pending(alice), "everything to be uploaded by itself", 100)
+    except AssertionError as error:
+        raise AssertionError(f"{error} (seed {seed})\n{said_last(alice)}") from error
     alice.ok("umount", mountpoint)
     alice.ok("get", "/media", tmp_path / "back", timeout=200)
     check(tmp_path / "back", expected, f"in the library (seed {seed})")
@@ -68,6 +71,12 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
 def pending(home: Home) -> int:
     """What the home's mounts have not handed over yet."""
     return sum(int(mount["pending"]) for mount in home.status()["mounts"])
+
+
+def said_last(home: Home) -> str:
+    """Its status and the last lines of its logs, to be printed with a failure."""
+    logs = "\n".join("\n".join(log.read_text().splitlines()[-40:]) for log in sorted(home.path.glob("*.log")))
+    return f"{home.status()}\n{logs}"
 
 
 @pytest.mark.timeout(115)
