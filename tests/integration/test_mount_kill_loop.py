@@ -24,7 +24,7 @@ def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], 
         if os.environ.get("CI"):
             pytest.fail("CI must have /dev/fuse and root")
         pytest.skip("mounting needs /dev/fuse and root")
-    alice = federation.found("alice")
+    alice = federation.found("alice", storage="30GB")  # a full disk is another test's matter
     alice.ok("datastore", "create", "/media", "--replicas", "1")
     alice.start()
     mountpoint = tmp_path / "mnt"

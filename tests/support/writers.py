@@ -11,6 +11,7 @@ from pathlib import Path
 from support.homes import wait_for
 
 SIZES = (0, 10, 4096, 5_000, 200_000, 3_000_000, 12_000_000)
+OFTEN = (10, 10, 10, 10, 10, 2, 1)  # every version stays on the disk: 0.4 MB a step, on average
 
 
 def digest(content: bytes) -> str:
@@ -46,7 +47,7 @@ class Writer(threading.Thread):
 
     def step(self, path: str) -> None:
         """One save, append, replacement, renaming or removal. Raises: OSError, AssertionError (wrong bytes)."""
-        content = self.random.randbytes(self.random.choice(SIZES))
+        content = self.random.randbytes(*self.random.choices(SIZES, OFTEN))
         target = self.folder / path
         kind = self.random.choice(("write", "write", "replace", "append", "rename", "unlink"))
         aside = self.folder / (path + "+")

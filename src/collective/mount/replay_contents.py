@@ -229,7 +229,8 @@ class Contents:
         except CollectiveError as error:
             if flush.dropped:
                 return  # what it read is gone, and nobody wants it
-            self._observer.event("replay.upload_waits", reason=error.message, size_bytes=frozen.size_bytes)
+            if not flush.pause_seconds:  # said once, not at every attempt
+                self._observer.event("replay.upload_waits", reason=error.message, size_bytes=frozen.size_bytes)
             if not isinstance(error, Unreachable):
                 self.problems[frozen.ino] = error
             flush.queue.wake()
