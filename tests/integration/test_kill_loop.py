@@ -44,7 +44,7 @@ class Putter(threading.Thread):
 
 
 def kill_loop(federation: Federation, tmp_path: Path, kills: int, seed: int) -> None:
-    alice = federation.found("alice")
+    alice = federation.found("alice", storage="30GB")
     alice.ok("datastore", "create", "/media")
     alice.start()
     rng = random.Random(seed)

@@ -330,7 +330,7 @@ async def test_a_large_file_goes_while_it_is_written(world: World) -> None:
         assert [one.provisional for one in contents] == [True] * (len(contents) - 1) + [False]
         sent = sum(end - start for upload in mount.committer.uploads for start, end in upload.changed)
         assert sent == 150 * MIB, "no byte was sent twice"
-        assert mount.journal.size_bytes < 80 * MIB
+        await until(lambda: mount.journal.size_bytes < 80 * MIB)  # a sync may hold segments for a moment
 
 
 async def test_an_open_file_that_is_left_alone_is_sent_and_made_final_by_its_close(world: World) -> None:
