@@ -370,10 +370,11 @@ async def test_large_answers_take_memory_only_while_there_is_room(park, raw):
     slow = asyncio.Event()
 
     async def large(caller: LaneCaller, head: bytes, body: memoryview) -> Answer:
-        await caller.room(8 * MIB)
+        memory = await caller.memory(8 * MIB)
+        memory[:] = head[:1] * len(memory)
         made.append(head)
         await slow.wait()  # all that may run at once stand here together
-        return b"", [bytes(8 * MIB)]
+        return b"", [memory]
 
     _, port = await park.serve({**HANDLERS, BYTES: large})
     peer = await raw(port)
@@ -391,8 +392,11 @@ async def test_large_answers_take_memory_only_while_there_is_room(park, raw):
     async with asyncio.timeout(60):
         answered = 0
         while answered < 64:
-            header, _, _ = await peer.frame()
-            answered += header.kind == FrameKind.REPLY
+            header, _, body = await peer.frame()
+            if header.kind == FrameKind.REPLY:
+                answered += 1
+                first = str(header.call_id).encode()[:1]
+                assert bytes(body) == first * (8 * MIB), "no answer is written over before it is sent"
     assert len(made) == 64
 
 

@@ -29,6 +29,7 @@ from collective.wire import lane_pb2
 __all__ = ["AnsweringHalf", "LaneCaller", "LaneHandler", "error_head"]
 
 REPLY_BACKLOG_BYTES = 16 * MIB  # while more waits to be sent, nothing more takes memory: a slow reader waits alone
+SPARE_BUFFERS = 4  # kept while questions come; fresh memory is zeroed first, 5 % of what a node does to serve a film
 ERROR_TEXT_CHARACTERS = 4096
 
 
@@ -36,12 +37,13 @@ ERROR_TEXT_CHARACTERS = 4096
 class LaneCaller:
     """Who asks, what handlers remember of this connection, and the connection itself, to ask back.
 
-    `room`: a handler awaits it, once, before it takes memory for a large answer of so many bytes.
+    `memory`: a handler awaits so many bytes for a large answer, once, and answers with them or a part of them; they
+    hold what they last held, and are used again when the answer is written.
     """
 
     peer: PeerIdentity
     connection: Asker
-    room: Callable[[int], Awaitable[None]]
+    memory: Callable[[int], Awaitable[memoryview]]
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,7 +72,8 @@ class AnsweringHalf:
         self._questions: dict[int, _Question] = {}
         self._question_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._promised: dict[asyncio.Task[None], int] = {}  # memory that running handlers were let take
+        self._lent: dict[asyncio.Task[None], bytearray] = {}  # memory of running handlers
+        self._spare: list[bytearray] = []
         self._backlog_fell = asyncio.Event()
         self._closed = False
 
@@ -103,17 +106,21 @@ class AnsweringHalf:
         if question is not None and question.task is not None and not question.task.done():
             question.task.cancel()
 
-    async def room(self, size_bytes: int) -> None:
+    async def memory(self, size_bytes: int) -> memoryview:
         """Wait until the handler we are called from may take memory for an answer; kept for it until it ends."""
         task = asyncio.current_task()
         assert task is not None
         while True:
-            taken = sum(self._promised.values()) + self._outbox.backlog_bytes
+            taken = sum(map(len, self._lent.values())) + self._outbox.backlog_bytes
             if not taken or taken + size_bytes <= REPLY_BACKLOG_BYTES:
                 break
             self._backlog_fell.clear()
             await self._backlog_fell.wait()
-        self._promised[task] = size_bytes
+        fitting = next((spare for spare in self._spare if len(spare) >= size_bytes), None)
+        if fitting is not None:
+            self._spare.remove(fitting)
+        buffer = self._lent[task] = bytearray(size_bytes) if fitting is None else fitting
+        return memoryview(buffer)[:size_bytes]
 
     def close(self) -> None:
         """Cancel every handler."""
@@ -137,7 +144,8 @@ class AnsweringHalf:
             self._observer.event("lane.handler_failed", method=header.method, error=f"{type(error).__name__}: {error}")
             self._fail(header, CollectiveError("internal error at the other side"))
         else:
-            self._reply(FrameKind.REPLY, header, reply_head, views)
+            task = asyncio.current_task()
+            self._reply(FrameKind.REPLY, header, reply_head, views, self._lent.get(task) if task else None)
 
     async def _handle(
         self, caller: LaneCaller, header: FrameHeader, head: bytes, body: memoryview
@@ -157,7 +165,7 @@ class AnsweringHalf:
     def _handler_ended(self, task: asyncio.Task[None], header: FrameHeader) -> None:
         """Answer also when the handler was cancelled, perhaps before its first step."""
         self._tasks.discard(task)
-        if self._promised.pop(task, 0):
+        if self._lent.pop(task, None) is not None:
             self._backlog_fell.set()
         if task.cancelled():
             self._fail(header, Unreachable("the call was given up"))
@@ -165,13 +173,26 @@ class AnsweringHalf:
     def _fail(self, header: FrameHeader, error: CollectiveError) -> None:
         self._reply(FrameKind.ERROR, header, error_head(error), [])
 
-    def _reply(self, kind: FrameKind, header: FrameHeader, head: bytes, views: list[memoryview]) -> None:
+    def _reply(
+        self,
+        kind: FrameKind,
+        header: FrameHeader,
+        head: bytes,
+        views: list[memoryview],
+        buffer: bytearray | None = None,
+    ) -> None:
+        """`buffer`: memory of the answer that is free once it is written. (That of a handler that failed may still be
+        written to by a thread of its.)"""
         if not self._closed:
-            self._send(kind, header.method, header.call_id, head, views, lambda: self._dismiss(header.call_id))
+            self._send(kind, header.method, header.call_id, head, views, lambda: self._dismiss(header.call_id, buffer))
 
-    def _dismiss(self, call_id: int) -> None:
+    def _dismiss(self, call_id: int, buffer: bytearray | None) -> None:
         """The answer is written: the question is over."""
         self._question_bytes -= self._questions.pop(call_id).size_bytes
+        if buffer is not None and len(self._spare) < SPARE_BUFFERS:
+            self._spare.append(buffer)
+        if not self._questions:
+            self._spare.clear()
         if self._outbox.backlog_bytes <= REPLY_BACKLOG_BYTES:
             self._backlog_fell.set()
 

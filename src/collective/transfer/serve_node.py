@@ -60,8 +60,7 @@ class NodeDesk:
         count, length = segment_run(size, request.first_segment, request.segment_count)
         if request.check:
             await asyncio.to_thread(self.store.check, request.chunk_id)
-        await caller.room(length)
-        out = memoryview(bytearray(length))
+        out = await caller.memory(length)
         hashes = self.store.read_hashes(request.chunk_id) if request.with_hashes else b""
         # the hop to a thread costs a tenth of a read: only what must wait for the disk takes it
         if not self.store.read_cached(request.chunk_id, request.first_segment, count, out):
