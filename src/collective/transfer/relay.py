@@ -94,9 +94,7 @@ class RelayDesk:
                     hashes=bytes(reply.body[:hash_bytes]), sealed=bytes(reply.body[hash_bytes:])
                 )
 
-    async def _from_nodes(
-        self, request: lane_pb2.ReadRequest, size: int, length: int, buffer: memoryview
-    ) -> LaneReply:
+    async def _from_nodes(self, request: lane_pb2.ReadRequest, size: int, length: int, buffer: memoryview) -> LaneReply:
         """Ask own nodes in turn until one has it; into the buffer. Raises: NotFound (none has), Unreachable (one does
         not answer)."""
         asked = lane_pb2.ReadRequest()
