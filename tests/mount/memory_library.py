@@ -30,6 +30,9 @@ class MemoryNode:
     atime_ns: int = MTIME
     symlink_target: bytes = b""
 
+    def without_name(self) -> MemoryNode:
+        return replace(self, link_count=0)
+
 
 @dataclass(frozen=True)
 class MemoryInline:

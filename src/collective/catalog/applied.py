@@ -9,6 +9,7 @@ import builtins
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from collective.catalog.facts import Facts, as_bytes, as_int
 from collective.catalog.models import DataStore, Inline, Node, VersionReference
@@ -24,6 +25,7 @@ _NODE_COLUMNS = (
     "i.number, i.mode, i.uid, i.gid, i.size_bytes, i.mtime_ns, i.ctime_ns, i.atime_ns, i.link_count,"
     " i.symlink_target, i.version_id, i.rdev, i.creator"
 )
+_NodeRow = tuple[int, int, int, int, int, int, int, int, int, bytes | None, bytes | None, int, str]
 
 
 class AppliedTree(Facts):
@@ -244,12 +246,8 @@ class AppliedTree(Facts):
 
 
 def _node(store: DataStore, row: Sequence[object]) -> Node:
-    number, mode, uid, gid, size, mtime, ctime, atime, links, target, version, rdev, creator = row
+    number, mode, uid, gid, size, mtime, ctime, atime, links, target, version, rdev, creator = cast(_NodeRow, row)
     return Node(
-        ino=store.inode_prefix << NUMBER_BITS | as_int(number),
-        mode=as_int(mode), uid=as_int(uid), gid=as_int(gid), size_bytes=as_int(size), mtime_ns=as_int(mtime),
-        ctime_ns=as_int(ctime), atime_ns=as_int(atime), link_count=as_int(links),
-        symlink_target=as_bytes(target) if target is not None else None,
-        store_id=store.feed_id, number=as_int(number), owner=store.owner,
-        version_id=as_bytes(version) if version is not None else None, rdev=as_int(rdev), creator=str(creator),
+        store.inode_prefix << NUMBER_BITS | number, mode, uid, gid, size, mtime, ctime, atime, links, target,
+        store.feed_id, number, store.owner, version, rdev, True, creator,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from collective.catalog.models import DataStore, Node
@@ -139,14 +139,14 @@ class Overlay:
         node = self.get(ino)
         if node.link_count:
             raise NotFound("that file still has a name")
-        self._kept[ino].node = replace(node, **fields)  # type: ignore[arg-type]  # names of Node's integer fields
+        self._kept[ino].node = node._replace(**fields)  # type: ignore[arg-type]  # names of Node's integer fields
 
     def _orphan(self, ino: int) -> Node:
         kept = self._kept.get(ino)
         if kept is None:
             raise NotFound("there is no such file any more")
         if kept.node.link_count:
-            kept.node = replace(kept.node, link_count=0)
+            kept.node = kept.node.without_name()
         return kept.node
 
     # ------------------------------------------------------------ reading

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from collective.catalog.models import DataStore, Inline, Node, VersionReference
@@ -204,14 +204,14 @@ class StoreState:
     def update(self, number: int, changes: dict[str, int]) -> None:
         override = self._override(number)
         if override.node is not None:
-            override.node = replace(override.node, **changes)  # type: ignore[arg-type]  # columns are fields of Node
+            override.node = override.node._replace(**changes)  # type: ignore[arg-type]  # columns are fields of Node
 
     def replace_content(self, number: int, content: StoredContent, mtime_ns: int, ctime_ns: int) -> None:
         override = self._override(number)
         override.content = self._contents(content)
         assert override.node is not None
-        override.node = replace(
-            override.node, size_bytes=content.size_bytes, version_id=_version(content), mtime_ns=mtime_ns,
+        override.node = override.node._replace(
+            size_bytes=content.size_bytes, version_id=_version(content), mtime_ns=mtime_ns,
             ctime_ns=ctime_ns,
         )  # fmt: skip
 

@@ -10,8 +10,7 @@ the live one; applying a prefix again changes nothing; a view and the tables agr
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from collective.core.address import validate_name
 from collective.core.errors import Refused
@@ -44,8 +43,7 @@ class _SkipError(Exception):
     """The operation makes no sense here; the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """What the rules need to know of an inode."""
 
     number: int
@@ -57,8 +55,7 @@ class Inode:
         return stat.S_ISDIR(self.mode)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredContent:
+class StoredContent(NamedTuple):
     """A file's content as a tree keeps it. `provisional`: nobody will want it back once it is replaced."""
 
     size_bytes: int
@@ -66,8 +63,7 @@ class StoredContent:
     provisional: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """A new inode."""
 
     mode: int

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from collective.core.errors import CollectiveError, NotFound
@@ -113,7 +113,7 @@ class OpenFiles:
         opened = self._open.get(ino)
         if opened is None:
             raise NotFound("there is no such file any more")
-        return replace(opened.node, link_count=0)  # type: ignore[type-var]  # every kind of node is a dataclass
+        return opened.node.without_name()
 
     # ------------------------------------------------------------------ open and close
 

@@ -62,6 +62,9 @@ class Node(Protocol):
     def atime_ns(self) -> int: ...
     @property
     def symlink_target(self) -> bytes | None: ...
+    def without_name(self) -> Node:
+        """As it is when its last name is gone."""
+        ...
 
 
 class InlineContent(Protocol):

@@ -14,7 +14,6 @@ import errno
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from math import inf
 from typing import Protocol
 
@@ -169,7 +168,7 @@ class TreeView:
         if dirty is None:
             return node
         time_ns = dirty.mtime_ns
-        return replace(node, size_bytes=dirty.size_bytes, mtime_ns=time_ns, ctime_ns=max(node.ctime_ns, time_ns))
+        return node._replace(size_bytes=dirty.size_bytes, mtime_ns=time_ns, ctime_ns=max(node.ctime_ns, time_ns))
 
     # ------------------------------------------------------------------ what may be changed
 
