@@ -15,8 +15,8 @@ from collective.core.observe import Observer
 __all__ = ["NodeChild"]
 
 FIRST_PAUSE_SECONDS = 0.5
-LAST_PAUSE_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a child that ran this long failed for a new reason: the pause begins anew
+LAST_PAUSE_SECONDS = 5.0  # readers and writers of this home wait for it
+STEADY_SECONDS = 10.0  # a child that ran this long failed for a new reason: the pause begins anew
 STOP_SECONDS = 10.0
 
 

@@ -29,8 +29,8 @@ class JournalSettings:
     reserve_share: float = 0.05
     """… and this share of the disk, whichever is more."""
 
-    deadline_seconds: float = 30.0
-    """How long a writer waits for room before it is told ENOSPC."""
+    deadline_seconds: float = 25.0
+    """How long a writer waits for room before it is told ENOSPC; less than the mount's own deadline, which says EIO."""
 
 
 class JournalRoom:

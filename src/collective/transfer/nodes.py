@@ -88,6 +88,7 @@ class NodeRecord:
     status: lane_pb2.NodeStatusReply | None = None
     missing: frozenset[bytes] = frozenset()  # ids of chunks it set aside as broken and does not have again
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
+    told_silent: bool = False
 
     @property
     def lane_addresses(self) -> list[str]:
@@ -224,9 +225,12 @@ class NodeDirectory:
         for node in self.all():
             try:
                 node.status, node.missing = await self._ask_status(node)
+                node.told_silent = False
             except CollectiveError as error:
                 node.status = None
-                self._observer.event("nodes.silent", node=str(node.address), reason=error.message)
+                if not node.told_silent:  # said once, however often it is asked
+                    self._observer.event("nodes.silent", node=str(node.address), reason=error.message)
+                node.told_silent = True
 
     async def _ask_status(self, node: NodeRecord) -> tuple[lane_pb2.NodeStatusReply, frozenset[bytes]]:
         """Its figures, and all that it is missing, in as many answers as that takes."""
