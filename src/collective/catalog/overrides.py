@@ -169,6 +169,7 @@ class StoreState:
     # ------------------------------------------------------------ what the rules change
 
     def _override(self, number: int) -> NodeOverride:
+        """Of an inode that is there."""
         ino = self._ino(number)
         override = self._overlay._nodes.get(ino)
         if override is None:
@@ -180,7 +181,8 @@ class StoreState:
 
     def insert(self, number: int, attributes: Attributes) -> None:
         ino = self._ino(number)
-        override = self._override(number)
+        override = self._overlay._nodes.setdefault(ino, NodeOverride(ino=ino))
+        self._touch(override)
         override.content = self._contents(attributes.content)
         override.node = Node(
             ino=ino, mode=attributes.mode, uid=attributes.uid, gid=attributes.gid,

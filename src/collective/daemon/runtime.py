@@ -32,7 +32,7 @@ __all__ = [
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_PDEATHSIG = 1
-_GC_YOUNG_OBJECTS, _GC_YOUNG_ROUNDS, _GC_MIDDLE_ROUNDS = 50_000, 10, 10  # some 10 MB of garbage in cycles at most
+_GC_YOUNG_OBJECTS, _GC_YOUNG_ROUNDS, _GC_MIDDLE_ROUNDS = 100_000, 10, 10  # some 20 MB of garbage in cycles at most
 Result = TypeVar("Result")
 
 
