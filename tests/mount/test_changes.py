@@ -32,6 +32,17 @@ def test_a_new_content_takes_back_the_inode_and_a_removal_the_entry(names: Memor
     assert stale(told, 1.0) == []
 
 
+def test_a_listing_is_told_like_its_entries(names: MemoryNames) -> None:
+    folder = names.make_directory(b"folder")
+    inos = {name: names.make_file(name, b"1", folder) for name in (b"a", b"b", b"c")}
+    told = ToldNames(names, 5.0)
+    told.tell_entries([(name, names.get(ino)) for name, ino in inos.items()], 0.0, folder)
+    names.remove(b"a", folder)
+    names.replace_content(inos[b"b"], b"111", version=2)
+    assert stale(told, 1.0) == [Stale(inos[b"a"]), Stale(inos[b"b"]), Stale(folder, b"a")]
+    assert len(told) == 3, "what is still true, and the name of what changed, stay told"
+
+
 def test_a_folder_that_became_unreadable_is_taken_back(names: MemoryNames) -> None:
     folder = names.make_directory(b"folder")
     ino = names.make_file(b"a", b"1", folder)

@@ -152,6 +152,8 @@ class AppliedTree(Facts):
                 store.store_number, ino & ((1 << NUMBER_BITS) - 1), after, limit,
             )  # fmt: skip
             found += [(as_bytes(row[-1]), _node(store, row[:-1])) for row in rows if row[-1] not in inside]
+            if not inside:
+                return found  # as the database sorted them
         return sorted(found, key=lambda pair: pair[0])[:limit]
 
     def _readable_store(self, ino: int, joined: Joined) -> DataStore:

@@ -8,7 +8,7 @@ can be stale: this remembers exactly those, and after a change compares each wit
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -63,6 +63,21 @@ class ToldNames:
             entries[parent_ino, name] = (node.ino, now)
             if len(entries) > MAXIMUM_TOLD:
                 entries.popitem(last=False)
+
+    def tell_entries(self, listed: Sequence[tuple[bytes, Node]], now: float, parent_ino: int) -> None:
+        """As `tell` of each entry of a page of a listing."""
+        nodes, entries = self._nodes, self._entries
+        for name, node in listed:
+            ino = node.ino
+            nodes.pop(ino, None)
+            nodes[ino] = (node, now, parent_ino)
+            entry = (parent_ino, name)
+            entries.pop(entry, None)
+            entries[entry] = (ino, now)
+        while len(nodes) > MAXIMUM_TOLD:
+            nodes.popitem(last=False)
+        while len(entries) > MAXIMUM_TOLD:
+            entries.popitem(last=False)
 
     def changed_here(self, ino: int) -> None:
         """The kernel asked for a change of this inode, and asks again for what it needs to know."""

@@ -22,6 +22,7 @@ from collective.mount.operations import AttributeChange, NewInode
 __all__ = ["FileSystem", "Space"]
 
 LISTING_BATCH = 1000
+REPLY_BATCH = 128  # the kernel takes some 25 at a time
 MAXIMUM_NAME_BYTES = 255
 XATTR_FAMILIES = (b"user.", b"trusted.")
 """Attributes that programs keep; `security.` and `system.` (ACLs) mean something to one machine's kernel only."""
@@ -162,11 +163,11 @@ class FileSystem:
         handle.begun = True
         while len(handle.entries) <= position and not handle.complete:
             self._list_more(handle)
-        return handle.entries[position : position + LISTING_BATCH]
+        return handle.entries[position : position + REPLY_BATCH]
 
-    def told_entry(self, number: int, name: bytes, node: Node) -> None:
-        """An entry of this listing went to the kernel."""
-        self._told.tell(node, self._now(), self._directories.get(number).ino, name)
+    def told_entries(self, number: int, entries: Sequence[tuple[bytes, Node]]) -> None:
+        """These entries of this listing went to the kernel."""
+        self._told.tell_entries(entries, self._now(), self._directories.get(number).ino)
 
     def releasedir(self, number: int) -> None:
         self._directories.remove(number)

@@ -233,11 +233,14 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         position = start_id
         while entries := self._files.readdir(fh, position):
+            first = position
             for name, node in entries:
+                if not pyfuse3.readdir_reply(token, name, self._attributes(node), position + 1):
+                    break
                 position += 1
-                if not pyfuse3.readdir_reply(token, name, self._attributes(node), position):
-                    return
-                self._files.told_entry(fh, name, node)
+            self._files.told_entries(fh, entries[: position - first])
+            if position - first < len(entries):
+                return
 
     @_answering
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
