@@ -91,6 +91,47 @@ def test_a_mount_that_stands_still_or_dies_holds_nobody_up(alice: Home, tmp_path
     assert (third / "folder" / "last").read_bytes() == b"last words"
 
 
+def killed_with_unsent_names(alice: Home, mountpoint: Path) -> set[str]:
+    """Create names exclusively while the coordinator stands still, and kill -9 the mount; the names it was given."""
+    pid, top = mount_pid(alice, mountpoint), mountpoint / "media" / "folder"
+    assert exclusively(top / "warm")  # it has the lease, and numbers in stock
+    assert alice.coordinator is not None
+    os.kill(alice.coordinator.pid, signal.SIGSTOP)
+    made = {name for name in map(str, range(200)) if exclusively(top / name)}
+    (top / "closed").write_bytes(b"closed before it died")
+    os.kill(pid, signal.SIGKILL)
+    os.system(f"umount -l {mountpoint}")
+    return made
+
+
+@pytest.mark.timeout(110)
+@pytest.mark.parametrize("heir", ["coordinator", "mount"])
+def test_a_name_that_a_dead_mount_created_is_never_created_again(alice: Home, tmp_path: Path, heir: str) -> None:
+    """It created names that were not sent; whoever takes its journal up, the other mount is told that they are taken,
+    and what it had closed arrives without anybody mounting anew."""
+    one, two = mounted(alice, tmp_path / "one"), mounted(alice, tmp_path / "two")
+    (one / "folder").mkdir()
+    wait_for(lambda: (two / "folder").is_dir(), "the folder at the other mount")
+    made = killed_with_unsent_names(alice, tmp_path / "one")
+    assert len(made) == 200
+    if heir == "mount":  # the coordinator is away when it starts
+        alice.kill()
+        third = mounted(alice, tmp_path / "three")
+        assert {name for name in os.listdir(third / "folder") if name.isdigit()} == made
+        alice.start()
+    else:
+        assert alice.coordinator is not None
+        os.kill(alice.coordinator.pid, signal.SIGCONT)
+    with ThreadPoolExecutor(8) as threads:
+        again = list(threads.map(lambda name: exclusively(two / "folder" / name), sorted(made)))
+    assert not any(again), f"{sum(again)} names have two makers"
+    wait_for(lambda: (two / "folder" / "closed").exists(), "what the dead mount had closed")
+    assert (two / "folder" / "closed").read_bytes() == b"closed before it died"
+    assert not [name for name in os.listdir(two / "folder") if "conflict" in name]
+    wait_for(lambda: alice.status()["mounts"] and not sum(m["pending"] for m in alice.status()["mounts"]), "all sent")
+    assert exclusively(two / "folder" / "after"), "the folder is nobody's any more"
+
+
 @pytest.mark.timeout(118)
 def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federation, tmp_path: Path) -> None:
     """Through bob's mount: 1,000 files and a renamed folder, at bob's at once, at alice's when she is back."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from collective.catalog import Catalog, DataStore, VersionReference
 from collective.core.errors import CollectiveError
 from collective.core.layout import CHUNK_SIZE_BYTES, SEGMENT_BYTES, VersionLayout
-from collective.mount.committing import GiveUp, PlainContent, SealedContent
+from collective.mount.committing import GiveUp, PlainContent, SealedContent, Unsent
 from collective.mount.names import Space
 from collective.wire import feed_pb2, submit_pb2
 
@@ -61,6 +61,9 @@ class MemoryCommitter:
     async def lease_directory(self, store_id: bytes, inode: int) -> float | None:
         await self.hook("lease")
         return 3.0
+
+    def on_connect(self, unsent: Unsent) -> None:
+        self.unsent = unsent
 
     def on_recall(self, give_up: GiveUp) -> None:
         self.give_up = give_up

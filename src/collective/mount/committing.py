@@ -8,7 +8,7 @@ handing one over twice changes nothing: an operation's id is absorbed once, a ch
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from collective.catalog import DataStore, VersionReference
 from collective.mount.names import Space
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["Author", "Committer", "GiveUp", "PlainContent", "ReadPlain", "SealedContent"]
+__all__ = ["Author", "Committer", "GiveUp", "PlainContent", "ReadPlain", "SealedContent", "Unsent"]
 
 ReadPlain = Callable[[int, memoryview], Awaitable[None]]
 """Fill the view with the plain bytes from an offset on; exactly its length, never past the content's end.
@@ -25,6 +25,9 @@ May be called several times at once; the view is not touched after it returned o
 GiveUp = Callable[[bytes, int], Awaitable[None]]
 """(store id, inode number of the directory): returns when nothing changes there from memory any more and all that was
 changed is submitted."""
+
+Unsent = Callable[[], Iterable[tuple[bytes, int]]]
+"""(store id, inode number) of each directory in which changes that wait to be sent put or take names."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,10 @@ class Committer(Protocol):
     async def lease_directory(self, store_id: bytes, inode: int) -> float | None:
         """The right to change one directory from memory: seconds of its term, None when not now. Held under `session`
         until recalled, until `leases_valid_until()` has passed, or until `session` changes."""
+        ...
+
+    def on_connect(self, unsent: Unsent) -> None:
+        """Who tells what is not sent yet, at every connection before anything else is said; nobody is called before."""
         ...
 
     def on_recall(self, give_up: GiveUp) -> None:

@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 from collective.core.errors import CollectiveError, Corrupt, Full, Unreachable
 from collective.mount.journal_records import CHECKSUM_BYTES, HEADER_BYTES, Header, Kind, checksum, unpack_header, verify
 
-__all__ = ["SEGMENT_HEAD_BYTES", "Segment", "disk_failure", "list_segments", "sync_segments"]
+__all__ = ["SEGMENT_HEAD_BYTES", "SUFFIX", "Segment", "disk_failure", "list_segments", "sync_segments"]
 
 MAGIC = b"CJOURNAL"
 FORM = 1

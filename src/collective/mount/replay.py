@@ -14,7 +14,7 @@ as the very same operation, other contents from their extents.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from collective.core.clock import Clock
@@ -232,6 +232,10 @@ class Replay:
         """Return when nothing queued puts or takes names in a directory (its number); what may go goes at once."""
         if (queue := self._queues.get(store_id)) is not None:
             await queue.finished(queue.changing_names_in(inode))
+
+    def directories(self) -> Iterator[tuple[bytes, int]]:
+        """(store id, inode number) of each directory in which something queued puts or takes names."""
+        return ((store_id, inode) for store_id, queue in self._queues.items() for inode in queue.directories())
 
     async def submitted(self, store_id: bytes) -> None:
         """Return when everything queued for a DataStore now, but contents and what waits for them, is answered."""

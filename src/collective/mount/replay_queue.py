@@ -134,6 +134,9 @@ class StoreQueue:
         """What an operation with these keys must wait for."""
         return self._schedule.concerning(keys)
 
+    def directories(self) -> Sequence[int]:
+        return self._schedule.directories()
+
     def changing_names_in(self, directory: int) -> Sequence[int]:
         return self._schedule.changing_names_in(directory)
 

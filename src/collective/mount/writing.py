@@ -101,6 +101,7 @@ class Writing:
         )  # fmt: skip
         for record in self._replay.recover():
             self._overlay.apply(record.seq, self.view.store(record.store_id), record.operation, self._wall_ns())
+        committer.on_connect(self._replay.directories)
 
     async def __aenter__(self) -> Writing:
         await self._replay.__aenter__()
