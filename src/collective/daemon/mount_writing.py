@@ -42,7 +42,8 @@ async def open_writer(
 
 
 async def run_heir(home: Home, clock: Clock) -> None:
-    """Send what mounts that are gone had not sent, and return when all of it is the library's.
+    """Send what mounts that are gone had not sent, and return when all of it is the library's; wait while something is
+    left that nobody takes.
 
     A mount that starts meanwhile ends this process, and goes on with what is left. Raises: Full, Unreachable (disk).
     """
@@ -65,6 +66,9 @@ async def run_heir(home: Home, clock: Clock) -> None:
             async with replay, asyncio.TaskGroup() as group:
                 connected = group.create_task(committer.run())
                 await replay.wait()
+                if journal.unsettled_count:  # the next start tries again; until then nobody waits for an heir
+                    observer.event("heir.left", records=journal.unsettled_count, reason=replay.trouble)
+                    await asyncio.Event().wait()
                 connected.cancel()
     finally:
         await journal.close()

@@ -171,6 +171,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
         "started": process_start(os.getpid()),
         "bytes_by_member": bytes_by_member,
         "pending": writer.journal.unsettled_count if writer is not None else 0,
+        "trouble": writer.writing.trouble if writer is not None and writer.writing is not None else "",
     }
     temporary = record.with_suffix(".new")
     temporary.write_text(json.dumps(document) + "\n")

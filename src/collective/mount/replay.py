@@ -74,6 +74,14 @@ class Replay:
         """How many operations did not end as they were asked (conflicts, refusals)."""
         return sum(queue.surprises for queue in self._queues.values())
 
+    @property
+    def trouble(self) -> str:
+        """Why something stays in the journal: nobody takes it, or it cannot be sent now; "" when nothing does."""
+        queues = self._queues.values()
+        left = [reason for queue in queues for reason in queue.left]
+        failing = [queue.failure.message for queue in queues if queue.failure is not None]
+        return next(iter([*left, *self._contents.waiting.values(), *failing]), "")
+
     def on_content(self, arrived: Callable[[DirtyFile, feed_pb2.Content, int], None]) -> None:
         """Who is told of each content that the home's database shows: the file, the content, when it was written."""
         self._contents.on_content = arrived
@@ -214,6 +222,7 @@ class Replay:
             self._contents.ask(file)
         for queue in list(self._queues.values()):
             await queue.finished(queue.concerning(Keys((ino & NUMBER_MASK,))), lambda: self._raise_problem(ino))
+        self._raise_problem(ino)
 
     def _raise_problem(self, ino: int) -> None:
         if (problem := self.problem(ino)) is not None:

@@ -50,18 +50,23 @@ ROOM_BYTES = 64 << 10
 CONTENT_SEQ = 0  # no record of the journal has it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Writer:
-    """What a mount needs to write; made by whoever starts it. `journal` was opened, and is closed, by its maker."""
+    """What a mount needs to write; made by whoever starts it. `journal` was opened, and is closed, by its maker;
+    `writing` is there once it began."""
 
     committer: Committer
     journal: Journal
     author: Author
     clock: Clock
+    writing: Writing | None = None
 
     def begin(self, names: Any, reader: ContentReader, open_source: OpenSource, observer: Observer) -> Writing:
         """`names` is a `WritableNames`."""
-        return Writing(names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer)
+        self.writing = Writing(
+            names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer
+        )
+        return self.writing
 
 
 class Writing:
@@ -117,6 +122,11 @@ class Writing:
             self._observer.event("mount.unsent", reason=str(failure), journal_bytes=self._journal.size_bytes)
         finally:
             await self._replay.__aexit__(kind, error, trace)
+
+    @property
+    def trouble(self) -> str:
+        """Why something stays in the journal, "" when nothing does."""
+        return self._replay.trouble
 
     async def drained(self) -> None:
         """Send everything there is, open files as they stand; returns when the coordinator has it."""
