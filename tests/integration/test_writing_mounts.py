@@ -171,3 +171,49 @@ def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federati
     bob.kill()
     alice.ok("get", "/media/season 1/large", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == large
+
+
+@pytest.mark.timeout(110)
+def test_a_right_on_a_folder_is_a_right_at_the_mount(federation: Federation, tmp_path: Path) -> None:
+    """bob may write in /media/kids alone: programs save there, also with alice away, and are refused outside."""
+    alice = federation.found("alice")
+    alice.ok("datastore", "create", "/media", "--replicas", "1")
+    alice.start()
+    bob = federation.join("bob")
+    bob.start()
+    federation.connected()
+    (tmp_path / "hers").write_bytes(b"hers")
+    for path in ("/media/hers", "/media/kids/hers", "/media/kids/deep/er/hers", "/media/grown-ups/hers"):
+        alice.ok("put", tmp_path / "hers", path)
+    alice.ok("datastore", "grant", "/media", "read", "bob@media.collective")
+    alice.ok("datastore", "grant", "/media/kids", "write", "bob@media.collective")
+    wait_for(lambda: bob.run("ls", "/media/kids").code == 0, "bob to see the folder")
+    top = mounted(bob, tmp_path / "mnt")
+    wait_for(lambda: exclusively(top / "kids" / "first"), "the right to arrive")
+    for folder in (top, top / "grown-ups"):
+        for refused in (
+            lambda folder=folder: (folder / "new").write_bytes(b"x"),
+            lambda folder=folder: (folder / "new").mkdir(),
+            lambda folder=folder: (folder / "hers").write_bytes(b"x"),
+            lambda folder=folder: (folder / "hers").chmod(0o600),
+            lambda folder=folder: (top / "kids" / "first").rename(folder / "first"),
+        ):
+            with pytest.raises(PermissionError):
+                refused()
+    (top / "kids" / "deep" / "er" / "film").write_bytes(b"a film" * 10_000)
+    (top / "kids" / "hers").write_bytes(b"changed by bob")
+    (top / "kids" / "hers").chmod(0o640)
+    (top / "kids" / "made").mkdir()
+    (top / "kids" / "first").rename(top / "kids" / "made" / "moved")
+    wait_for(lambda: alice.run("ls", "/media/kids/made").out == "moved\n", "alice to have it")
+    alice.kill()
+    wait_for(lambda: not bob.status()["peers"][0]["connected"], "bob to notice")
+    (top / "kids" / "made" / "while she was away").write_bytes(b"kept")
+    with pytest.raises(PermissionError):
+        (top / "new").write_bytes(b"x")
+    alice.start()
+    wait_for(lambda: "while she was away" in alice.run("ls", "/media/kids/made").out, "alice to have that too")
+    wait_for(lambda: bob.ok("pending", "--json").json["pending"] == [], "nothing to be pending or refused")
+    assert alice.ok("ls", "-R", "/media").out == bob.ok("ls", "-R", "/media").out
+    alice.ok("get", "/media/kids/hers", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"changed by bob"

@@ -137,7 +137,7 @@ class MemoryCommitter:
         self.desk.check()
         return level
 
-    def may_write(self, store: DataStore) -> bool:
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
         return store.owner == ALICE
 
     def space(self) -> Space:

@@ -47,7 +47,7 @@ class BobsCommitter(MemoryCommitter):
     async def lease_numbers(self, store_id: bytes, count: int) -> range:
         return lease_numbers(self.desk.catalog, store_id, BOB, count)
 
-    def may_write(self, store: object) -> bool:
+    def may_write(self, store: object, path: bytes | None) -> bool:
         return True
 
 
@@ -279,7 +279,7 @@ async def test_with_the_owner_away_everything_goes_on(home: Home, bob: tuple[Mou
 
 async def test_without_write_nothing_is_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = BobsCommitter(home.desk)
-    monkeypatch.setattr(committer, "may_write", lambda store: False)
+    monkeypatch.setattr(committer, "may_write", lambda store, path: False)
     mount = await home.mount(committer, BOB)
     for refused in (
         mount.files.make(top(mount), b"folder", folder()),

@@ -115,7 +115,7 @@ class MemoryCommitter:
     async def await_level(self, store_id: bytes, version_id: bytes, level: str, timeout_seconds: float) -> str:
         return "local"
 
-    def may_write(self, store: DataStore) -> bool:
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
         return store.owner == self.catalog.own_domain
 
     def space(self) -> Space:

@@ -143,9 +143,9 @@ class LaneCommitter:
         request = control_pb2.BeginUploadRequest(store_id=store_id, size_bytes=size_bytes)
         return await self._ask(lane_pb2.LANE_BEGIN_UPLOAD, request, control_pb2.BeginUploadReply)
 
-    def may_write(self, store: DataStore) -> bool:
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
         own = self._side.credentials.identity.address
-        return self._side.reader.may(own, feed_pb2.WRITE, store.feed_id, now=self._clock.wall()).allowed
+        return self._side.reader.may(own, feed_pb2.WRITE, store.feed_id, path, now=self._clock.wall()).allowed
 
     def space(self) -> Space:
         return self._space

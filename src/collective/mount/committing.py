@@ -133,8 +133,8 @@ class Committer(Protocol):
         """Wait until a version reached `level` ("local", "two") or the time is over; the level it has."""
         ...
 
-    def may_write(self, store: DataStore) -> bool:
-        """Whether this home may change anything there: its own, or WRITE is granted."""
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
+        """Whether this home may change what is at a path in there (None: anything): its own, or WRITE is granted."""
         ...
 
     def space(self) -> Space:
