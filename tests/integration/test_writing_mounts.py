@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,7 +107,7 @@ def killed_with_unsent_names(alice: Home, mountpoint: Path) -> set[str]:
 
 
 @pytest.mark.timeout(110)
-@pytest.mark.parametrize("heir", ["coordinator", "mount"])
+@pytest.mark.parametrize("heir", ["coordinator", pytest.param("mount", marks=pytest.mark.long)])
 def test_a_name_that_a_dead_mount_created_is_never_created_again(alice: Home, tmp_path: Path, heir: str) -> None:
     """It created names that were not sent; whoever takes its journal up, the other mount is told that they are taken,
     and what it had closed arrives without anybody mounting anew."""
@@ -173,6 +175,7 @@ def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federati
     assert (tmp_path / "back").read_bytes() == large
 
 
+@pytest.mark.long
 @pytest.mark.timeout(110)
 def test_a_right_on_a_folder_is_a_right_at_the_mount(federation: Federation, tmp_path: Path) -> None:
     """bob may write in /media/kids alone: programs save there, also with alice away, and are refused outside."""
@@ -217,3 +220,50 @@ def test_a_right_on_a_folder_is_a_right_at_the_mount(federation: Federation, tmp
     assert alice.ok("ls", "-R", "/media").out == bob.ok("ls", "-R", "/media").out
     alice.ok("get", "/media/kids/hers", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"changed by bob"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(110)
+def test_a_journal_over_an_older_database_loses_nothing(alice: Home, tmp_path: Path) -> None:
+    """The home's database is put back by a day while a mount has changes that are not sent, under inode numbers, in a
+    folder and of a file that the older one never knew: everything fsynced is in the library afterwards."""
+    top = mounted(alice, tmp_path / "mnt")
+    (top / "before").write_bytes(b"before")
+    wait_for(lambda: alice.run("ls", "/media").out == "before\n", "it to be sent")
+    alice.stop()
+    yesterday = {path.name: path.read_bytes() for path in alice.path.glob("catalog.db*")}
+    with sqlite3.connect(alice.path / "catalog.db") as database:
+        database.execute("DELETE FROM number_stock")  # the next numbers come from a block that is leased then
+    database.close()
+    alice.ok("umount", tmp_path / "mnt")  # and the numbers that the mount had borrowed are given up
+    alice.start()
+    alice.ok("mount", tmp_path / "mnt")
+    (top / "folder").mkdir()
+    (top / "lost").write_bytes(b"of the day that is lost")
+    wait_for(lambda: alice.run("ls", "/media").out.split() == ["before", "folder/", "lost"], "it to be sent")
+    assert alice.coordinator is not None
+    os.kill(alice.coordinator.pid, signal.SIGSTOP)
+    kept = {f"{path}": os.urandom(size) for path, size in (("new", 100), ("folder/inside", 50_000), ("lost", 9000))}
+    for path, content in kept.items():
+        with (top / path).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    alice.kill()
+    for path in alice.path.glob("catalog.db*"):
+        path.unlink()
+    for name, raw in yesterday.items():
+        (alice.path / name).write_bytes(raw)
+    alice.start()
+
+    def in_the_library() -> list[bytes]:
+        shutil.rmtree(tmp_path / "back", ignore_errors=True)
+        alice.run("get", "/media", tmp_path / "back")
+        return [path.read_bytes() for path in (tmp_path / "back").rglob("*") if path.is_file()]
+
+    wait_for(lambda: all(content in in_the_library() for content in kept.values()), "everything that was fsynced")
+    assert (tmp_path / "back" / "new").read_bytes() == kept["new"]
+    assert alice.ok("pending", "--json").json["pending"] == []
+    (top / "afterwards").write_bytes(b"afterwards")
+    wait_for(lambda: "afterwards" in alice.ok("ls", "/media").out.split(), "new files to be made")
+    assert not [name for name in os.listdir(top) if name.startswith("afterwards (")]
