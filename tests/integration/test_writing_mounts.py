@@ -267,3 +267,39 @@ def test_a_journal_over_an_older_database_loses_nothing(alice: Home, tmp_path: P
     (top / "afterwards").write_bytes(b"afterwards")
     wait_for(lambda: "afterwards" in alice.ok("ls", "/media").out.split(), "new files to be made")
     assert not [name for name in os.listdir(top) if name.startswith("afterwards (")]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(110)
+def test_a_synced_backup_survives_the_loss_of_the_home(federation: Federation, tmp_path: Path) -> None:
+    """When fsync returns two homes have it, small and large: the first is killed at that moment, and the second gives
+    both out. With nobody else there fsync returns all the same, and status says what that is worth."""
+    alice = federation.found("alice")
+    alice.ok("datastore", "create", "/backups", "--strategy", "backup", "--replicas", "2")
+    alice.start()
+    (tmp_path / "mnt").mkdir()
+    alice.ok("mount", tmp_path / "mnt")
+    top = tmp_path / "mnt" / "backups"
+
+    def save(name: str, content: bytes) -> None:
+        with (top / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    save("alone", b"alone")
+    wait_for(lambda: "/backups" in alice.status()["mounts"][0]["trouble"], "status to say that one home has it")
+    bob = federation.join("bob")
+    bob.start()
+    federation.connected()
+    alice.ok("datastore", "grant", "/backups", "read", "bob@media.collective")
+    wait_for(lambda: bob.run("ls", "/backups").out == "alone\n", "bob to follow")
+    small, large = os.urandom(100), os.urandom(9 << 20)
+    save("large", large)
+    save("small", small)
+    alice.kill()
+    for name, content in (("small", small), ("large", large)):
+        bob.ok("get", f"/backups/{name}", tmp_path / f"{name} back")
+        assert (tmp_path / f"{name} back").read_bytes() == content
+    alice.start()
+    wait_for(lambda: alice.status()["mounts"][0]["trouble"] == "", "all to be well again")

@@ -130,7 +130,8 @@ class Committer(Protocol):
         ...
 
     async def await_level(self, store_id: bytes, version_id: bytes, level: str, timeout_seconds: float) -> str:
-        """Wait until a version reached `level` ("local", "two") or the time is over; the level it has."""
+        """Wait until a version reached `level` ("local", "two") or the time is over; the level it has. Without a
+        version (b"") it is everything in the DataStore that the home's database shows."""
         ...
 
     def may_write(self, store: DataStore, path: bytes | None) -> bool:
