@@ -147,6 +147,15 @@ class Segment:
             self.end = begin + header.size_bytes
             yield header, payload, begin
 
+    def walk(self, end: int) -> Iterator[tuple[Header, int]]:
+        """(header, where the payload begins) of each record up to `end`, unverified: this process has seen them all.
+        Raises: Corrupt, Unreachable."""
+        position = SEGMENT_HEAD_BYTES
+        while position < end:
+            header = unpack_header(self.read(position, HEADER_BYTES))
+            yield header, position + HEADER_BYTES
+            position += HEADER_BYTES + header.size_bytes
+
     def blob_is_whole(self, position: int, size_bytes: int, expected: bytes) -> bool:
         """Whether a blob's data is what its write record says."""
         try:

@@ -270,7 +270,7 @@ class Replay:
             await self.tick(self._clock.monotonic())
 
     async def tick(self, now: float) -> None:
-        """Send files that were left alone, sync the journal now and then."""
+        """Send files that were left alone; now and then sync the journal, and have go of it what can."""
         for file in self._dirty.idle_since(now - IDLE_SECONDS):
             if file.records and not self._contents.is_under_way(file.ino):
                 self._contents.ask(file)
@@ -278,6 +278,8 @@ class Replay:
             self._next_sync = now + SYNC_SECONDS
             try:
                 await self._journal.sync()
+                while await self._journal.compact():
+                    continue
             except CollectiveError as error:
                 self._observer.event("replay.journal_failed", reason=error.message)
 
