@@ -79,7 +79,11 @@ class Heirs:
                 await asyncio.sleep(OPEN_LOOK_SECONDS if self._leases.legacies.open else LOOK_SECONDS)
 
     async def _run_one(self) -> None:
-        process = await _start(self._arguments, self._log_path)
+        try:
+            process = await _start(self._arguments, self._log_path)
+        except OSError as error:  # no memory, no descriptors: tried again
+            self._observer.event("heir.not_started", reason=str(error))
+            return
         self._observer.event("heir.started", pid=process.pid)
         try:
             code = await process.wait()

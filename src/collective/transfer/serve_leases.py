@@ -117,7 +117,10 @@ class LeaseDesk:
     def look(self) -> None:
         """See which journals have somebody who answers for them; to be repeated, since a lock ends by itself."""
         before = self.legacies.open
-        self.legacies.look(self._journals(), self._clock.monotonic())
+        try:
+            self.legacies.look(self._journals(), self._clock.monotonic())
+        except CollectiveError as error:  # what was seen the last time stands
+            self._observer.event("leases.journals_not_seen", reason=error.message)
         if before and not self.legacies.open:
             self._wake()
 
