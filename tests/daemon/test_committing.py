@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from collective.identity import (
     generate_leaf_key,
 )
 from collective.net.lane import LaneConnection, LaneServer, connect_lane
-from collective.transfer import leases, serve_leases
+from collective.transfer import leases, legacies, serve_leases
 from collective.transfer.serve_leases import LeaseDesk, lease_handlers
 from collective.wire import submit_pb2
 
@@ -49,6 +49,12 @@ async def leased(mount: LaneCommitter, inode: int) -> float:
     return CLOCK.monotonic() - began
 
 
+async def changed(coordinator: Coordinator, inode: int) -> None:
+    """A command's change of a directory."""
+    async with coordinator.desk.changing(None, [(STORE, inode)], exact=True):
+        return
+
+
 @dataclass
 class Coordinator:
     """A lane server with a lease desk, and the mounts that are connected to it."""
@@ -56,11 +62,15 @@ class Coordinator:
     credentials: Callable[[str, ComponentKind], Credentials]
     trust: TrustStore
     marks: list[bool] = field(default_factory=list)
+    journals: dict[int, bool] = field(default_factory=dict)
     port: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, *, out_before: bool = False) -> None:
-        self.desk = LeaseDesk(CLOCK, SILENT, out_before=out_before, mark=self.marks.append, space=lambda: (100, 40))
+        self.desk = LeaseDesk(
+            CLOCK, SILENT, out_before=out_before, mark=self.marks.append, space=lambda: (100, 40),
+            journals=lambda: self.journals,
+        )  # fmt: skip
         self.server = LaneServer(
             self.credentials("coord", ComponentKind.COORDINATOR),
             self.trust,
@@ -75,15 +85,18 @@ class Coordinator:
             clock=CLOCK, expected=FederatedAddress("coord", DOMAIN), handlers=handlers,
         )  # fmt: skip
 
-    async def mount(self) -> tuple[LaneCommitter, list[int], asyncio.Task[None]]:
+    async def mount(
+        self, journal: int = 0, unsent: Sequence[int] = ()
+    ) -> tuple[LaneCommitter, list[int], asyncio.Task[None]]:
         """A connected committer, the directories it was asked back, and the task that keeps it."""
-        made = LaneCommitter(None, CLOCK, SILENT)  # type: ignore[arg-type]  # dialling is replaced
+        made = LaneCommitter(None, journal, CLOCK, SILENT)  # type: ignore[arg-type]  # dialling is replaced
         recalled: list[int] = []
 
         async def give_up(store_id: bytes, inode: int) -> None:
             recalled.append(inode)
 
         made.on_recall(give_up)
+        made.on_connect(lambda: [(STORE, inode) for inode in unsent])
         task = asyncio.create_task(made.run())
         self.tasks.append(task)
         await until(lambda: made.leases_valid_until() > CLOCK.monotonic())
@@ -100,7 +113,7 @@ class Coordinator:
 @pytest.fixture
 async def coordinator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Coordinator]:
     """alice's, with a term of 0.9 s and renewals every 0.2 s."""
-    for module in (leases, serve_leases):
+    for module in (leases, legacies, serve_leases):
         monkeypatch.setattr(module, "TERM_SECONDS", 0.9)
     monkeypatch.setattr(committing, "RENEW_SECONDS", 0.2)
     now = CLOCK.wall()
@@ -221,6 +234,42 @@ async def test_a_restart_is_another_session(coordinator: Coordinator) -> None:
     await until(lambda: first.leases_valid_until() > CLOCK.monotonic())
     await leased(first, 1)
     assert CLOCK.monotonic() - restarted >= 0.9, "an earlier run may have leases out for a term"
+
+
+async def test_what_a_dead_mount_left_comes_before_all_others(coordinator: Coordinator) -> None:
+    """A journal has nobody: no lease is lent and no exact change made, until its heir is there; the directories in
+    which the heir has changes to send are its own until it has sent them."""
+    coordinator.journals = {1: False, 2: True}
+    await coordinator.start()
+    coordinator.desk.look()
+    second, _, _ = await coordinator.mount(journal=2)
+    waiting = [asyncio.create_task(leased(second, inode)) for inode in (1, 5)]
+    exact = asyncio.create_task(changed(coordinator, 9))
+    await until(lambda: coordinator.desk.table.lapses_in(1, CLOCK.monotonic()) > 0)
+    coordinator.journals = {1: True, 2: True}  # the heir has it, and said nothing yet
+    coordinator.desk.look()
+    assert not any(task.done() for task in (*waiting, exact))
+    heir, asked, _ = await coordinator.mount(journal=1, unsent=[1])
+    await asyncio.gather(*waiting, exact)
+    assert asked == [1], "asked back before the other had it, and nothing else"
+    assert heir.session
+
+
+async def test_an_exact_change_waits_for_an_heir_only_so_long(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it says why; a change that was promised already is made all the same."""
+    monkeypatch.setattr(serve_leases, "EXACT_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(serve_leases, "WAIT_SECONDS", 0.3)
+    coordinator.journals = {1: False}
+    await coordinator.start()
+    coordinator.desk.look()
+    mount, _, _ = await coordinator.mount()
+    assert await mount.lease_directory(STORE, 1) is None
+    with pytest.raises(Unreachable, match="a mount that died"):
+        await changed(coordinator, 1)
+    async with coordinator.desk.changing(None, [(STORE, 1)], exact=False):
+        assert coordinator.desk.legacies.open
 
 
 async def test_the_mark_says_whether_leases_may_be_out(coordinator: Coordinator) -> None:

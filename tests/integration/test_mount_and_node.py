@@ -90,6 +90,38 @@ def test_the_mount_outlives_its_coordinator(federation: Federation, needs_fuse: 
     bob.ok("umount", mountpoint)
 
 
+@pytest.mark.timeout(115)
+def test_a_node_that_restarts_costs_a_reader_a_pause(federation: Federation, needs_fuse: None, tmp_path: Path) -> None:
+    """The only holder's node is killed while programs read: they get their bytes when it is back. While the home is
+    down for good a reader can be killed, and other files are read."""
+    alice, bob = pair(federation)
+    content = os.urandom((40 << 20) + 9)
+    for name in ("film", "other"):
+        (tmp_path / name).write_bytes(content[:: 1 if name == "film" else -1])
+        alice.ok("put", tmp_path / name, f"/media/{name}")
+    bob.ok("mount", make_folder(tmp_path / "mnt"))
+    top = tmp_path / "mnt" / "media"
+    wait_for(lambda: (top / "other").exists(), "the files at bob's")
+    with (top / "film").open("rb") as film:
+        assert film.read(1000) == content[:1000]
+        os.kill(alice.node_pid(), signal.SIGKILL)
+        film.seek(30 << 20)
+        assert film.read() == content[30 << 20 :]
+    assert (top / "other").read_bytes() == content[::-1]
+    alice.kill()
+    with subprocess.Popen(["tail", "-c", "+15000000", top / "film"], stdout=subprocess.DEVNULL) as stuck:
+        with (top / "other").open("rb") as other:
+            assert other.read(1000) == content[::-1][:1000]
+        assert stuck.poll() is None, "it waits"
+        stuck.kill()
+        assert stuck.wait(10) == -signal.SIGKILL
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 def test_mountpoints_that_cannot_be(federation: Federation, needs_fuse: None, tmp_path: Path) -> None:
     """Missing, a file, or with something in it: said in words."""
     alice = federation.found("alice")

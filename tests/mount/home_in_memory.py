@@ -21,7 +21,7 @@ from collective.core.errors import Unreachable
 from collective.core.layout import CHUNK_SIZE_BYTES, VersionLayout
 from collective.core.observe import SILENT, Observer
 from collective.mount.changes import ToldNames
-from collective.mount.committing import Author, GiveUp, PlainContent, SealedContent
+from collective.mount.committing import Author, GiveUp, PlainContent, SealedContent, Unsent
 from collective.mount.filesystem import FileSystem
 from collective.mount.journal import JournalSettings
 from collective.mount.journal_folder import JournalFolder
@@ -103,6 +103,9 @@ class MemoryCommitter:
             self.desk.holders[key] = self
         return 3.0
 
+    def on_connect(self, unsent: Unsent) -> None:
+        self.unsent = unsent
+
     def on_recall(self, give_up: GiveUp) -> None:
         self._give_up = give_up
 
@@ -134,7 +137,7 @@ class MemoryCommitter:
         self.desk.check()
         return level
 
-    def may_write(self, store: DataStore) -> bool:
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
         return store.owner == ALICE
 
     def space(self) -> Space:

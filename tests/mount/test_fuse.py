@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from memory_library import MTIME, MemoryNames, MemorySources, pattern_bytes, until
+from memory_library import MTIME, MemoryNames, MemorySource, MemorySources, pattern_bytes, until
 
-from collective.core.errors import Conflict, Corrupt, Misconfigured
+from collective.core.errors import Conflict, Corrupt, Misconfigured, Unreachable
 from collective.core.sizes import KIB, MIB
 from collective.mount.fuse import run_mount
 from collective.mount.kernel import find_mount
@@ -361,3 +361,42 @@ async def test_sigterm_unmounts_and_uvloop_serves(need_fuse: None, tmp_path: Pat
         async with asyncio.timeout(30):
             assert await child.wait() == 0
         assert find_mount(tmp_path) is None
+
+
+async def test_readers_of_what_is_away_hold_up_no_other_and_can_be_killed(
+    mounted: Mounted, names: MemoryNames, sources: MemorySources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty programs wait for films that nobody has just now; another file is read meanwhile, whole; those that wait
+    die when they are killed, and who is left alone gets its film when the holder is back."""
+    gone = [pattern_bytes(seed, 12 * MIB) for seed in range(20)]
+    for number, film in enumerate(gone):
+        names.make_file(b"gone-%d" % number, film)
+    there = pattern_bytes(99, 30 * MIB)
+    names.make_file(b"there", there)
+    real = MemorySource.fill
+    away_now = True
+
+    async def fill(source: MemorySource, index: int, first: int, count: int, out: memoryview) -> None:
+        if away_now and len(source._data) == 12 * MIB:
+            raise Unreachable("the node is starting")
+        await real(source, index, first, count, out)
+
+    monkeypatch.setattr(MemorySource, "fill", fill)
+    async with mounted(kernel_read_ahead_bytes=4 * MIB) as library:
+        readers = [
+            await asyncio.create_subprocess_exec(
+                "sha256sum", library / f"gone-{number}", stdout=asyncio.subprocess.PIPE
+            )
+            for number in range(20)
+        ]
+        assert await away(lambda: (library / "there").read_bytes()) == there
+        waiting = [reader for reader in readers if reader.returncode is None]
+        for reader in waiting[::2]:
+            reader.kill()
+            async with asyncio.timeout(10):
+                await reader.wait()
+        away_now = False
+        sums = {f"{sha256(film).hexdigest()}  {library}/gone-{number}\n" for number, film in enumerate(gone)}
+        outputs = {(await reader.communicate())[0].decode() for reader in readers} - {""}
+        assert outputs, "some waited, and got their films"
+        assert outputs <= sums

@@ -429,3 +429,131 @@ def test_the_bound_of_data_that_is_written_at_once() -> None:
     """Where the event loop does the writing itself, it is over in a fraction of a millisecond."""
     assert journal_module.THREAD_BYTES <= 256 * KIB
     assert JournalSettings().bound_bytes == 4 * GIB
+
+
+# ---------------------------------------------------------------- what keeps a segment from going
+
+SMALL = JournalSettings(bound_bytes=256 * KIB, segment_bytes=16 * KIB, reserve_bytes=0, reserve_share=0.0)
+
+
+async def test_what_cannot_be_sent_does_not_keep_what_could(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each kind stays unsettled in the oldest segment while much goes through: the journal stays small, and what
+    stays is readable, and recovered, as it was."""
+    monkeypatch.setattr(journal_module, "THREAD_BYTES", 8 * KIB)
+    journal = await place.open(settings=SMALL)
+    kept = [*await fill_small(journal), await journal.append_write(INO, 5000, b"B" * (10 * KIB), 80)]
+    for round_ in range(200):
+        seq = await journal.append_write(INO + 1, 0, bytes([round_]) * (4 * KIB), 81)
+        journal.settle([seq])
+        while await journal.compact():
+            continue
+        assert journal.size_bytes <= SMALL.bound_bytes // 2 + 2 * SMALL.segment_bytes
+    assert journal.read(kept[-1], 0, 10 * KIB) == b"B" * (10 * KIB)
+    assert [number for number in journal_numbers(place.path) if number < 5] == [], "the oldest went"
+    journal.write_held()
+    again = await place.open(path=place.copy("killed"), settings=SMALL)
+    assert [record.seq for record in again.recovered] == kept
+    assert data_of(again, again.recovered[-1]) == b"B" * (10 * KIB)
+    assert [type(record) for record in again.recovered] == [
+        OperationRecord, BaseRecord, WriteRecord, TruncateRecord, FlushRecord, WriteRecord
+    ]  # fmt: skip
+
+
+def journal_numbers(path: Path) -> list[int]:
+    return sorted(int(segment.stem) for segment in path.rglob("*.segment"))
+
+
+async def fill_small(journal: Journal) -> list[int]:
+    staged = submit_pb2.StagedOperation(operation=operation(b"flush"), pages=[b"page"])
+    return [
+        journal.append_operation(STORE, operation(b"one")),
+        journal.append_base(BaseRecord(0, INO, STORE, feed_pb2.Content(size_bytes=3, inline=b"abc"), 9, 5, 6)),
+        await journal.append_write(INO, 10, b"small", 77),
+        journal.append_truncate(INO, 12, 79),
+        journal.hold_flush(FlushRecord(0, INO, STORE, staged, upto=3, place=2)),
+    ]
+
+
+async def test_a_removed_file_stays_removed_when_its_segment_is_written_again(place: Place) -> None:
+    """What was disowned is not copied behind its settlement: its segment stays until it is settled."""
+    journal = await place.open(settings=SMALL)
+    seq = await journal.append_write(INO, 0, b"removed, and open", 77)
+    stays = journal.append_operation(STORE, operation(b"stays"))
+    journal.disown([seq])
+    for _ in range(60):
+        journal.settle([await journal.append_write(INO + 1, 0, b"x" * (4 * KIB), 78)])
+    assert not await journal.compact()
+    assert journal.read(seq, 0, 7) == b"removed"
+    journal.write_held()
+    again = await place.open(path=place.copy("killed"), settings=SMALL)
+    assert [record.seq for record in again.recovered] == [stays]
+    journal.settle([seq])
+    assert await journal.compact()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["write", "large", "name", "settle", "compact", "sync"]), st.integers(0, 1 << 16)),
+        min_size=20,
+        max_size=60,
+    )
+)
+def test_whatever_is_written_again_a_kill_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int]]
+) -> None:
+    """After any steps, with a kill at every write of a compaction: exactly what is live comes back, in order, as it
+    was."""
+    monkeypatch.setattr(journal_module, "THREAD_BYTES", 3 * KIB)
+    top = tmp_path_factory.mktemp("compaction")
+    tiny = JournalSettings(bound_bytes=32 * KIB, segment_bytes=4 * KIB, reserve_bytes=0, reserve_share=0.0)
+
+    async def run() -> None:
+        place = Place(top / "mounts")
+        journal = await place.open(settings=tiny)
+        live = {await journal.append_write(INO, 7, b"first of all", 1): b"first of all"}
+        for _ in range(12):  # beyond half the bound, nearly nothing of it live
+            journal.settle([await journal.append_write(INO, 0, b"went" * 400, 1)])
+        copies: list[tuple[Path, dict[int, bytes]]] = []
+        real = Segment.append
+
+        def append(segment: Segment, parts: list[bytes]) -> int:
+            begin = real(segment, parts)
+            copies.append((place.copy(f"killed-{len(copies)}"), dict(live)))
+            return begin
+
+        for kind, value in [*steps, ("compact", 0)]:
+            if kind in ("write", "large") and sum(map(len, live.values())) < 3 * KIB:
+                data = bytes([value % 256]) * (value % 2000 + 1 if kind == "write" else 3 * KIB + value % 1000)
+                live[await journal.append_write(INO, value, data, value)] = data
+            elif kind == "name":
+                live[journal.append_operation(STORE, operation(b"%d" % value))] = b""
+            elif kind == "settle" and live:
+                gone = sorted(live)[value % len(live)]
+                del live[gone]
+                journal.settle([gone])
+                journal.settle([await journal.append_write(INO, 0, b"later" * 300, 1)])
+            elif kind == "sync":
+                await journal.sync()
+            elif kind == "compact":
+                journal.write_held()
+                with monkeypatch.context() as patch:
+                    patch.setattr(Segment, "append", append)
+                    while await journal.compact():
+                        continue
+        journal.write_held()
+        copies.append((place.copy("killed-last"), live))
+        for seq, data in live.items():
+            if data:
+                assert journal.read(seq, 0, len(data)) == data
+        assert journal.unsettled_count == len(live)
+        for copied, expected in copies:
+            found = await place.open(path=copied, settings=tiny)
+            assert [record.seq for record in found.recovered] == sorted(expected)
+            for record in found.recovered:
+                assert (data_of(found, record) if isinstance(record, WriteRecord) else b"") == expected[record.seq]
+            await place.close(found)
+        await place.close_all()
+
+    asyncio.run(run())
+    shutil.rmtree(top)

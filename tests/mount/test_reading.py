@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from memory_library import MemoryNames, MemoryReference, MemorySources, pattern_bytes, until
@@ -124,7 +125,7 @@ async def test_a_surprise_in_the_source_becomes_an_error_of_ours(
 ) -> None:
     content = reader.open(film)
     sources.failure = ZeroDivisionError("surprise")
-    with pytest.raises(Unreachable, match="surprise"):
+    with pytest.raises(Corrupt, match="surprise"):
         await reader.read(content, 0, 4096)
 
 
@@ -214,3 +215,61 @@ async def test_leaving_breaks_off_what_is_under_way(
     outcomes = await asyncio.gather(*reads, return_exceptions=True)
     assert all(isinstance(outcome, Unreachable) for outcome in outcomes)
     assert sources.opened == sources.closed
+
+
+async def test_a_holder_that_is_back_in_a_moment_costs_a_pause(
+    reader: ContentReader, film: MemoryReference, sources: MemorySources, data: bytes
+) -> None:
+    """The read meets nobody, waits, and gets its bytes; nothing of that is told."""
+    sources.failure = Unreachable("the node is starting")
+    read = asyncio.create_task(reader.read(reader.open(film), 5, 4096))
+    await until(lambda: len(sources.fills) >= 2)  # it asked again by itself
+    assert not read.done()
+    sources.failure = None
+    assert bytes(await read) == data[5 : 5 + 4096]
+
+
+async def test_what_is_gone_for_long_is_told_once_and_then_answers_at_once(
+    film: MemoryReference, sources: MemorySources, observer: object, tmp_path: Path
+) -> None:
+    """A read ends before its deadline, with a line that says what and why; the next does not wait again; when the
+    holder is there all is well."""
+    sources.failure = Unreachable("alice is away")
+    settings = MountSettings(tmp_path, cache_size_bytes=16 * MIB, deadline_seconds=0.5)
+    async with ContentReader(sources.open, settings, observer) as reader:  # type: ignore[arg-type]
+        content = reader.open(film)
+        with pytest.raises(Unreachable, match="alice is away"):
+            await reader.read(content, 0, 4096)
+        (told,) = observer.named("mount.read_failed")  # type: ignore[attr-defined]
+        assert (told["content"], told["reason"]) == (film.version_id.hex(), "alice is away")
+        tried = sources.fills.count((0, 0, 1))
+        assert tried > 2
+        with pytest.raises(Unreachable):
+            await reader.read(content, 0, 4096)
+        assert sources.fills.count((0, 0, 1)) == tried + 1, "one look, no more"
+        sources.failure = None
+        assert len(await reader.read(content, 0, 4096)) == 4096
+
+
+async def test_few_reads_wait_and_those_of_other_files_go_on(
+    reader: ContentReader, names: MemoryNames, film: MemoryReference, sources: MemorySources
+) -> None:
+    """Of many reads of one content two wait, the others are told now; another file is read meanwhile; leaving ends
+    those that wait."""
+    small = names.content(names.get(names.make_file(b"other", pattern_bytes(9, MIB))))
+    assert isinstance(small, MemoryReference)
+    sources.failure = Unreachable("the node is starting")
+    content = reader.open(film)
+    reads = [asyncio.create_task(reader.read(content, MIB * place, 4096)) for place in range(10)]
+    await until(lambda: sum(read.done() for read in reads) == 8)
+    sources.failure = None
+    other = reader.open(small)
+    assert bytes(await reader.read(other, 0, 4096)) == names.bytes_of[small.version_id][:4096]
+    outcomes = await asyncio.gather(*reads, return_exceptions=True)
+    assert sum(isinstance(outcome, Unreachable) for outcome in outcomes) == 8
+    sources.failure = Unreachable("again")
+    waiting = asyncio.create_task(reader.read(content, 30 * MIB, 4096))
+    await until(lambda: content.outage.waiting == 1)
+    await reader.shut()
+    with pytest.raises(Unreachable):
+        await waiting

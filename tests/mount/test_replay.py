@@ -20,7 +20,7 @@ from support.committers import MemoryCommitter, go_on
 from collective.catalog import Catalog, Inline
 from collective.catalog.namespace import NUMBER_BITS
 from collective.core.clock import ManualClock
-from collective.core.errors import Full, NotFound, Unreachable
+from collective.core.errors import Full, NotFound, Refused, Unreachable
 from collective.core.observe import SILENT
 from collective.core.sizes import MIB
 from collective.mount.committing import Author
@@ -487,6 +487,32 @@ async def test_a_coordinator_that_is_away_costs_time_only(world: World, monkeypa
         mount.committer.submit_failure = None
         await mount.replay.wait()
     assert world.listing() == {b"final": b"data"}
+
+
+async def test_what_no_call_may_carry_is_left_and_all_else_goes_on(world: World) -> None:
+    """Of a batch that is refused as a whole one content is about it: the others arrive, it is told at fsync and in the
+    trouble, stays readable, and the next mount sends it when it may."""
+    async with mounted(world) as mount:
+        mount.committer.never = lambda staged: staged.operation.create.name == b"left" or staged.HasField("layout")
+        left = await mount.put(b"large", b"x" * 10_000)
+        mount.create(b"left")
+        others = {b"%d" % index: b"content %d" % index for index in range(30)}
+        for name, content in others.items():
+            await mount.put(name, content)
+        await until(lambda: world.ino(left) in mount.replay._contents.problems)
+        with pytest.raises(Refused, match="not like this"):
+            await mount.replay.flush(world.ino(left))
+        with pytest.raises(Refused):  # and again, for as long as it is so
+            await mount.replay.flush(world.ino(left))
+        await mount.replay.wait()
+        assert world.listing() == {**others, b"large": b""}
+        assert mount.replay.trouble == "not like this"
+        assert mount.pending_content(left) == b"x" * 10_000
+        assert mount.journal.unsettled_count
+    async with mounted(world) as again:
+        await again.replay.wait()
+        assert again.journal.unsettled_count == 0
+    assert world.listing() == {**others, b"large": b"x" * 10_000, b"left": b""}
 
 
 async def _note(tries: list[str], place: str) -> None:

@@ -47,7 +47,7 @@ class BobsCommitter(MemoryCommitter):
     async def lease_numbers(self, store_id: bytes, count: int) -> range:
         return lease_numbers(self.desk.catalog, store_id, BOB, count)
 
-    def may_write(self, store: object) -> bool:
+    def may_write(self, store: object, path: bytes | None) -> bool:
         return True
 
 
@@ -279,7 +279,7 @@ async def test_with_the_owner_away_everything_goes_on(home: Home, bob: tuple[Mou
 
 async def test_without_write_nothing_is_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = BobsCommitter(home.desk)
-    monkeypatch.setattr(committer, "may_write", lambda store: False)
+    monkeypatch.setattr(committer, "may_write", lambda store, path: False)
     mount = await home.mount(committer, BOB)
     for refused in (
         mount.files.make(top(mount), b"folder", folder()),
@@ -321,3 +321,46 @@ async def test_a_waiting_change_ends_with_its_caller(home: Home) -> None:
     home.desk.reachable = True
     await mount.settled()
     assert names_in(mount, top(mount)) == [b"file"]
+
+
+async def test_fsync_of_a_backup_waits_for_the_second_home_and_says_when_there_is_none(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small and large alike; without a second home, or without one's own coordinator, what survives a power failure is
+    enough after a while, and the mount's trouble tells of it until an fsync reaches both again."""
+    monkeypatch.setattr("collective.mount.writing.LEVEL_SECONDS", 0.2)
+    home.desk.catalog.create_datastore(b"/backups", feed_pb2.BACKUP, 2, {})
+    mount = await home.mount()
+    asked: list[bytes] = []
+    level = "two"
+
+    async def await_level(store_id: bytes, version_id: bytes, wanted: str, timeout_seconds: float) -> str:
+        asked.append(version_id)
+        return level
+
+    monkeypatch.setattr(mount.committer, "await_level", await_level)
+    folder = mount.files.lookup(mount.files.root_ino, b"backups").ino
+
+    async def save(name: bytes, size: int) -> None:
+        opened, _ = await mount.files.create(folder, name, file(), os.O_WRONLY)
+        await mount.files.write(opened.handle, 0, os.urandom(size))
+        await mount.files.fsync(opened.handle)
+        mount.files.release(opened.handle)
+
+    await save(b"small", 100)
+    await save(b"large", 100_000)
+    assert [bool(version_id) for version_id in asked] == [False, True]
+    assert mount.writing.trouble == ""
+    level = "local"
+    await save(b"alone", 100)
+    assert mount.writing.trouble == "the last 1 fsyncs in /backups found no second home"
+    opened, _ = await mount.files.create(folder, b"away", file(), os.O_WRONLY)
+    home.desk.reachable = False
+    await mount.files.write(opened.handle, 0, b"x")
+    await mount.files.fsync(opened.handle)
+    home.desk.reachable = True
+    await mount.settled()
+    assert mount.writing.trouble == "the last 2 fsyncs in /backups found no second home"
+    level = "two"
+    await mount.files.fsync(opened.handle)
+    assert mount.writing.trouble == ""

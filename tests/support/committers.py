@@ -7,9 +7,9 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 
 from collective.catalog import Catalog, DataStore, VersionReference
-from collective.core.errors import CollectiveError
+from collective.core.errors import CollectiveError, Refused
 from collective.core.layout import CHUNK_SIZE_BYTES, SEGMENT_BYTES, VersionLayout
-from collective.mount.committing import GiveUp, PlainContent, SealedContent
+from collective.mount.committing import GiveUp, PlainContent, SealedContent, Unsent
 from collective.mount.names import Space
 from collective.wire import feed_pb2, submit_pb2
 
@@ -38,6 +38,7 @@ class MemoryCommitter:
         self.give_up: GiveUp | None = None
         self.upload_failure: CollectiveError | None = None
         self.submit_failure: CollectiveError | None = None
+        self.never = lambda staged: False  # which operations no call may carry
 
     async def submit(
         self, store_id: bytes, operations: Sequence[submit_pb2.StagedOperation], *, exact: bool
@@ -45,6 +46,8 @@ class MemoryCommitter:
         await self.hook("submit")
         if self.submit_failure is not None:
             raise self.submit_failure
+        if any(map(self.never, operations)):
+            raise Refused("not like this")
         copies = [submit_pb2.StagedOperation.FromString(operation.SerializeToString()) for operation in operations]
         outcomes, _ = self.catalog.commit_operations(
             store_id, copies, actor_domain=self.catalog.own_domain, now=self.catalog.clock.wall(), exact=exact
@@ -61,6 +64,9 @@ class MemoryCommitter:
     async def lease_directory(self, store_id: bytes, inode: int) -> float | None:
         await self.hook("lease")
         return 3.0
+
+    def on_connect(self, unsent: Unsent) -> None:
+        self.unsent = unsent
 
     def on_recall(self, give_up: GiveUp) -> None:
         self.give_up = give_up
@@ -109,7 +115,7 @@ class MemoryCommitter:
     async def await_level(self, store_id: bytes, version_id: bytes, level: str, timeout_seconds: float) -> str:
         return "local"
 
-    def may_write(self, store: DataStore) -> bool:
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
         return store.owner == self.catalog.own_domain
 
     def space(self) -> Space:

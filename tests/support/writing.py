@@ -79,7 +79,9 @@ class WritingMember:
         self.events = Events()
         self.bell = ChangeBell(self.catalog.change_counter)
         clock: Clock = SYSTEM
-        self.leases = LeaseDesk(clock, self.events, out_before=False, mark=lambda out: None, space=lambda: (0, 0))
+        self.leases = LeaseDesk(
+            clock, self.events, out_before=False, mark=lambda out: None, space=lambda: (0, 0), journals=dict
+        )
         self.forwarder = Forwarder(
             self.catalog,
             self,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from support.writing import World, WritingMember
 
-from collective.catalog import DataStore
+from collective.catalog import DataStore, Inline
 from collective.core.errors import CollectiveError, Full, NotFound, Refused
 from collective.transfer.submissions import touched_directories
 from collective.wire import feed_pb2, submit_pb2
@@ -193,3 +193,57 @@ def test_every_directory_that_a_change_needs_is_named() -> None:
         )
     ]
     assert touched_directories(b"s", operations) == {(b"s", number) for number in range(1, 8)}
+
+
+def spoiled(alice: WritingMember, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on the catalogue meets `error` at every change that makes a name that begins with `bad`."""
+    real = type(alice.catalog).commit_operations
+
+    def commit(catalog: object, store_id: bytes, staged: list[submit_pb2.StagedOperation], **more: object) -> object:
+        if any(one.operation.create.name.startswith(b"bad") for one in staged):
+            raise error
+        return real(catalog, store_id, staged, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(alice.catalog), "commit_operations", commit)
+
+
+@pytest.mark.parametrize("error", [Refused("not like this"), OverflowError("too large for the database")])
+async def test_a_change_that_can_never_be_committed_is_found_and_kept(
+    alice: WritingMember, media: DataStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Two of twenty changes spoil every entry they are in: the others are committed, these are refused, once, and stay
+    readable and listed until they are discarded."""
+    names = [b"bad %d" % n if n in (3, 11) else b"%02d" % n for n in range(20)]
+    changes = [await alice.make(media.feed_id, name, name) for name in names]
+    spoiled(alice, monkeypatch, error)
+    reply = await alice.submit.submit(media.feed_id, changes, exact=False)
+    assert words(reply) == ["REFUSED" if name.startswith(b"bad") else "APPLIED" for name in names]
+    assert words(await alice.submit.submit(media.feed_id, changes, exact=False)) == words(reply), (
+        "a second time: the same"
+    )
+    assert alice.names(b"/media") == sorted(names)
+    rows = alice.catalog.pending()
+    assert [(row.path, row.state, row.owner) for row in rows] == [
+        (b"/media/bad 3", "refused", alice.domain),
+        (b"/media/bad 11", "refused", alice.domain),
+    ]
+    assert all(str(error) in row.reason for row in rows)
+    kept = alice.catalog.content(alice.catalog.resolve(b"/media/bad 3"))
+    assert isinstance(kept, Inline)
+    assert kept.data == b"bad 3"
+    assert alice.catalog.discard([row.number for row in rows]) == 2
+    assert len(alice.names(b"/media")) == 18
+
+
+async def test_whoever_waits_for_a_change_is_told_why_it_is_not_done(
+    alice: WritingMember, media: DataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of an exact change is kept; what may pass refuses nothing."""
+    bad = await alice.make(media.feed_id, b"bad", b"content")
+    spoiled(alice, monkeypatch, Refused("not like this"))
+    with pytest.raises(Refused, match="not like this"):
+        await alice.submit.submit(media.feed_id, [bad], exact=True)
+    spoiled(alice, monkeypatch, OSError("the disk fails"))
+    with pytest.raises(OSError, match="the disk fails"):
+        await alice.submit.submit(media.feed_id, [bad], exact=False)
+    assert alice.catalog.pending() == []

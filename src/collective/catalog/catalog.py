@@ -253,6 +253,12 @@ class Catalog(Ledger):
         """What the owner answered to a batch of staged changes."""
         staged.note_outcomes(self, rows, outcomes)
 
+    def keep_refused(
+        self, store_id: bytes, refused: Sequence[tuple[submit_pb2.StagedOperation, str]], *, now: float
+    ) -> None:
+        """Keep changes that will not be committed, readable and listed until they are discarded."""
+        staged.keep_refused(self, store_id, refused, now=now)
+
     def is_staged(self, id_: feed_pb2.OperationId) -> bool:
         """Whether a request of this home waits here already."""
         return staged.is_staged(self, id_)

@@ -3,6 +3,7 @@
     name taken, parent gone, target taken   the same change under a conflict name, at the nearest living folder
     content changed meanwhile               the new content becomes a file beside it
     file gone                               recreated where it stood, under a conflict name
+    file or folder that nobody knows        (an older database) the same at the top, a file as `nameless 17`
     stale removal or move                   refused, with the reason
 
 A conflict name is `name (conflict bob 2026-11-22 1f3a).ext`: the writer's member, the day, the start of the
@@ -196,9 +197,7 @@ class Repair:
     def _recreated(self, operation: feed_pb2.TreeOperation, obstacle: Obstacle) -> Kept | None:
         change = feed_pb2.SetContent()
         change.CopyFrom(operation.set_content)
-        place = self._stood(change.inode)
-        if place is None:
-            return None
+        place = self._stood(change.inode) or (ROOT_NUMBER, b"nameless %d" % change.inode)
         return self._new_file(operation, change, place, feed_pb2.Create(mode=stat.S_IFREG | 0o644), b"", obstacle)
 
     def _new_file(
@@ -250,14 +249,15 @@ class Repair:
         return (as_int(row[0]), as_bytes(row[1])) if row is not None else None
 
     def _living(self, number: int) -> int | None:
-        """The directory, or the nearest one above where it stood that is there; None of what never was."""
+        """The directory, or the nearest one above where it stood that is there; the top for what was never seen; None
+        for what is no directory."""
         for _ in range(MAX_WALK):
             node = self._view.node(number)
             if node is not None:
                 return number if node.is_directory else None
             place = self._stood(number)
             if place is None:
-                return None
+                break
             number = place[0]
         return ROOT_NUMBER
 

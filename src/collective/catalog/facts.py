@@ -182,9 +182,10 @@ class Facts:
         return [feed_pb2.Grant.FromString(as_bytes(row[0])) for row in rows]
 
     def may(
-        self, subject: FederatedAddress | str, right: int, store_id: bytes, sub_path: bytes = b"", *, now: float
+        self, subject: FederatedAddress | str, right: int, store_id: bytes, sub_path: bytes | None = b"", *, now: float
     ) -> Verdict:
-        """Whether a component or member has a right at a path inside a DataStore. `now` in seconds since 1970."""
+        """Whether a component or member has a right at a path inside a DataStore; None: anywhere in it. `now` in
+        seconds since 1970."""
         try:
             store = self.store(store_id)
         except NotFound as error:

@@ -62,6 +62,15 @@ def leased_to(ledger: Ledger, store: int, domain: str) -> list[range]:
     return [range(as_int(first), as_int(first) + as_int(count)) for first, count in rows]
 
 
+def was_lost(ledger: Ledger, store: int, number: int) -> bool:
+    """Whether a number lies in a gap that a new epoch left: nobody gets it any more, who had it was in a lost entry."""
+    query = "SELECT 1 FROM number_leases WHERE store = ? AND first <= ? AND first + count > ?"
+    if ledger._one(query, store, number, number) is not None:
+        return False
+    row = ledger._one("SELECT next_number FROM store_numbers WHERE store = ?", store)
+    return row is not None and 0 < number < as_int(row[0])
+
+
 def add_numbers(ledger: Ledger, store_id: bytes, numbers: range) -> None:
     """Put numbers that were leased to this home in stock."""
     with ledger.change() as connection:

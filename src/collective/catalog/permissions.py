@@ -39,10 +39,11 @@ def judge(
     right: int,
     now: float,
     removed: bool = False,
-    sub_path: bytes = b"",
+    sub_path: bytes | None = b"",
     open_sub_path: Callable[[bytes], bytes | None] = lambda sealed: None,
 ) -> Verdict:
-    """The verdict over the owner's grants for a path `sub_path` inside a DataStore. `now` in seconds since 1970.
+    """The verdict over the owner's grants for a path `sub_path` inside a DataStore; None: anywhere in it. `now` in
+    seconds since 1970.
 
     A grant on a folder inside names it sealed; `open_sub_path` opens that where the DataStore's key is. Where it cannot
     be opened the grant gives nothing.
@@ -58,7 +59,7 @@ def judge(
             continue
         if grant.sealed_sub_path:
             folder = open_sub_path(grant.sealed_sub_path)
-            if folder is None or not path_covers(folder, sub_path):
+            if folder is None or not (sub_path is None or path_covers(folder, sub_path)):
                 continue
         try:
             matches = parse_pattern(grant.subject).matches(subject)

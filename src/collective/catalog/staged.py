@@ -7,6 +7,9 @@ applied, in that very transaction (catalog/apply). Until then this home shows it
     done      the owner has it in its feed; the entry is on its way here
     refused   the owner will not do it; stays, readable and listed, until somebody discards it (a removal, a move or
               attributes that were refused are listed, and what the owner has is shown again)
+
+What this home, as the owner, refuses of its own mounts' changes is kept here as refused too: whoever made it was told
+long ago that all is well, and shall find it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ __all__ = [
     "StagedRow",
     "discard",
     "is_staged",
+    "keep_refused",
     "note_outcomes",
     "pending",
     "send_again",
@@ -79,6 +83,18 @@ def stage(ledger: Ledger, store_id: bytes, staged: Sequence[submit_pb2.StagedOpe
         numbers = [_stage_one(ledger, store_id, one, int(now * 1000)) for one in staged]
         _note_staged(ledger)
         return numbers
+
+
+def keep_refused(
+    ledger: Ledger, store_id: bytes, refused: Sequence[tuple[submit_pb2.StagedOperation, str]], *, now: float
+) -> None:
+    """Keep changes that will not be committed, and why. May be repeated. `now` in seconds since 1970."""
+    with ledger.change():
+        for staged, reason in refused:
+            number = _stage_one(ledger, store_id, staged, int(now * 1000))
+            if number != ALREADY_APPLIED:
+                _set_refused(ledger, number, staged.operation, reason)
+        _note_staged(ledger)
 
 
 def _stage_one(ledger: Ledger, store_id: bytes, staged: submit_pb2.StagedOperation, since_ms: int) -> int:
@@ -160,15 +176,21 @@ def note_outcomes(ledger: Ledger, numbers: Sequence[int], outcomes: Sequence[sub
             if row is None:
                 continue
             if outcome.outcome in (submit_pb2.REFUSED, submit_pb2.MISSED):
-                _set_state(ledger, number, REFUSED, outcome.reason)
-                if submit_pb2.StagedOperation.FromString(row[1]).operation.WhichOneof("change") not in _KEEPS_CONTENT:
-                    connection.execute("UPDATE staged SET shown = 0 WHERE number = ?", (number,))
+                operation = submit_pb2.StagedOperation.FromString(row[1]).operation
+                _set_refused(ledger, number, operation, outcome.reason)
             elif outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT):
                 if ledger.store(as_bytes(row[0])).readable:
                     _set_state(ledger, number, DONE, outcome.reason)
                 else:
                     connection.execute("DELETE FROM staged WHERE number = ?", (number,))
         _note_staged(ledger)
+
+
+def _set_refused(ledger: Ledger, number: int, operation: feed_pb2.TreeOperation, reason: str) -> None:
+    with ledger.change() as connection:
+        _set_state(ledger, number, REFUSED, reason)
+        if operation.WhichOneof("change") not in _KEEPS_CONTENT:
+            connection.execute("UPDATE staged SET shown = 0 WHERE number = ?", (number,))
 
 
 def _set_state(ledger: Ledger, number: int, state: str, reason: str) -> None:

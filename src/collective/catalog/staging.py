@@ -17,7 +17,7 @@ from collective.catalog.entry import operation_hash
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
-from collective.catalog.numbers import leased_to
+from collective.catalog.numbers import leased_to, was_lost
 from collective.catalog.obstacles import View, find_obstacle, numbers_of
 from collective.catalog.overlay import Overlay
 from collective.catalog.placements import put_pages
@@ -211,7 +211,8 @@ class Batch:
         refusal = self._rights.check(operation)
         if not refusal and operation.HasField("create") and numbered_by_writer:
             number = operation.create.inode
-            if not any(number in block for block in self._numbers):
+            leased = any(number in block for block in self._numbers)
+            if not leased and not was_lost(self._ledger, self._store.store_number, number):
                 return "an inode number that was not leased to the writer"
         return refusal
 

@@ -10,14 +10,14 @@ __all__ = ["LazyGroup"]
 
 
 class LazyGroup(click.Group):
-    """`table`: name -> (module, attribute, one-line help)."""
+    """`table`: name -> (module, attribute, one-line help); without help it is for the program's own use, not listed."""
 
     def __init__(self, *, table: dict[str, tuple[str, str, str]], **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]  # click's own keywords, passed through
         self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._table)
+        return [name for name, (_, _, line) in self._table.items() if line]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._table:
@@ -30,4 +30,4 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in self._table.items()])
+            formatter.write_dl([(name, line) for name, (_, _, line) in self._table.items() if line])

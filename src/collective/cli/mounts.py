@@ -1,4 +1,4 @@
-"""`mount` and `umount`."""
+"""`mount` and `umount`; and the heir, which the coordinator starts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import click
 
 from collective.cli.words import home_of, start
 from collective.core.sizes import parse_size
+from collective.daemon.mount_writing import run_heir
 from collective.daemon.mounter import MountOptions, mount_in_background, run_mounter, unmount
-from collective.daemon.runtime import SystemClock, raise_memory_thresholds
+from collective.daemon.runtime import SystemClock, die_with_parent, raise_memory_thresholds
 
-__all__ = ["mount", "umount"]
+__all__ = ["heir", "mount", "umount"]
 
 
 def _permission_bits(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -81,6 +82,16 @@ def mount(
     else:
         mount_in_background(home, options)
         click.echo(f"The library is at {directory}. Take it away with: collective umount {directory}")
+
+
+@click.command(hidden=True)
+@click.option("--parent", type=int, required=True)
+@click.pass_context
+def heir(context: click.Context, parent: int) -> None:
+    """Send what mounts that died left in their journals, then end."""
+    die_with_parent(parent)
+    raise_memory_thresholds()
+    start(run_heir(home_of(context), SystemClock()))
 
 
 @click.command()

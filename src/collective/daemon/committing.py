@@ -3,9 +3,10 @@
 One connection, kept open: changes, numbers and uploads are asked over it, and the coordinator asks leases back over it.
 It is renewed every second; the leases of its session count for two thirds of the term from the moment the last answered
 renewal was *sent*. A connection that broke, or a renewal that comes too late, ends the session: the next connection is
-another one, and whatever was leased before is void.
+another one, and whatever was leased before is void. First of all a connection claims the mount's journal: where
+names wait to be sent, nobody else gets a lease before they are.
 
-    dialling --first renewal answered--> open --broken, late, lapsed--> dialling
+    dialling --claim, first renewal answered--> open --broken, late, lapsed--> dialling
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collective.core.observe import Observer
 from collective.core.sizes import MIB
 from collective.daemon.client import ReadSide, dial_own_coordinator
 from collective.daemon.uploading import Uploader
-from collective.mount.committing import GiveUp, PlainContent, SealedContent
+from collective.mount.committing import GiveUp, PlainContent, SealedContent, Unsent
 from collective.mount.names import Space
 from collective.net.lane import LaneCaller, LaneConnection, LaneHandler
 from collective.wire import control_pb2, feed_pb2, lane_pb2, submit_pb2
@@ -40,15 +41,17 @@ SUBMIT_TIMEOUT_SECONDS = 60.0  # recalls, two syncs, and an owner at the other e
 CALL_TIMEOUT_SECONDS = 10.0
 LEVEL_GRACE_SECONDS = 5.0
 PORTION_BYTES = 4 * MIB  # of operations in one call
+CLAIMED_DIRECTORIES = 16_384  # in one call: 0.7 MB
 OPERATION_BYTES = 8 * MIB  # what the lane carries; the pages of a file of about 900 GB
 _Reply = TypeVar("_Reply", bound=Message)
 
 
 class LaneCommitter:
-    """See `mount.committing.Committer`; `run` keeps the connection."""
+    """See `mount.committing.Committer`; `run` keeps the connection. `journal` is the number of the mount's."""
 
-    def __init__(self, side: ReadSide, clock: Clock, observer: Observer) -> None:
+    def __init__(self, side: ReadSide, journal: int, clock: Clock, observer: Observer) -> None:
         self._side = side
+        self._journal = journal
         self._clock = clock
         self._observer = observer
         self._line: LaneConnection | None = None
@@ -57,15 +60,17 @@ class LaneCommitter:
         self._valid_until = 0.0
         self._space = Space(0, 0)
         self._give_up: GiveUp | None = None
+        self._unsent: asyncio.Future[Unsent] = asyncio.get_running_loop().create_future()
         self._uploader = Uploader(side, self._begin_upload, clock)
 
     async def run(self) -> None:
         """Keep a connection to the coordinator, for ever. Ends by cancellation, and closes it."""
         pause = FIRST_PAUSE_SECONDS
+        unsent = await self._unsent
         try:
             while True:
                 try:
-                    await self._connect()
+                    await self._connect(unsent)
                     pause = FIRST_PAUSE_SECONDS
                     while True:
                         await asyncio.sleep(RENEW_SECONDS)
@@ -105,6 +110,9 @@ class LaneCommitter:
         reply = lane_pb2.LeaseDirectoryReply.FromString(answer.head)
         return reply.term_milliseconds / 1000 if reply.granted and line is self._line else None
 
+    def on_connect(self, unsent: Unsent) -> None:
+        self._unsent.set_result(unsent)
+
     def on_recall(self, give_up: GiveUp) -> None:
         self._give_up = give_up
 
@@ -135,9 +143,9 @@ class LaneCommitter:
         request = control_pb2.BeginUploadRequest(store_id=store_id, size_bytes=size_bytes)
         return await self._ask(lane_pb2.LANE_BEGIN_UPLOAD, request, control_pb2.BeginUploadReply)
 
-    def may_write(self, store: DataStore) -> bool:
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
         own = self._side.credentials.identity.address
-        return self._side.reader.may(own, feed_pb2.WRITE, store.feed_id, now=self._clock.wall()).allowed
+        return self._side.reader.may(own, feed_pb2.WRITE, store.feed_id, path, now=self._clock.wall()).allowed
 
     def space(self) -> Space:
         return self._space
@@ -164,19 +172,33 @@ class LaneCommitter:
             raise Unreachable("the connection to this home's coordinator was lost")
         return self._line
 
-    async def _connect(self) -> None:
+    async def _connect(self, unsent: Unsent) -> None:
         handlers: Mapping[int, LaneHandler] = {lane_pb2.LANE_RECALL: self._recalled}
         line = await dial_own_coordinator(self._side, handlers)
         self._line = line
         self._session += 1
         self._valid_until = 0.0
         try:
+            await self._claim(line, list(unsent()))
             await self._renew(first=True)
         except BaseException:
             self._line = None
             await line.close()
             raise
         self._opened.set()
+
+    async def _claim(self, line: LaneConnection, unsent: Sequence[tuple[bytes, int]]) -> None:
+        """Say what the journal has to send; the journal counts as answered for with the last portion."""
+        while True:
+            portion, unsent = unsent[:CLAIMED_DIRECTORIES], unsent[CLAIMED_DIRECTORIES:]
+            request = lane_pb2.ClaimRequest(
+                journal=0 if unsent else self._journal,
+                directories=[lane_pb2.LeaseDirectoryRequest(store_id=store, inode=inode) for store, inode in portion],
+            )
+            body = request.SerializeToString()
+            await line.call(lane_pb2.LANE_CLAIM, b"", body, timeout_seconds=RENEW_TIMEOUT_SECONDS)
+            if not unsent:
+                return
 
     async def _renew(self, *, first: bool = False) -> None:
         """Another term. Raises: Unreachable when it comes too late, or the coordinator does not answer."""

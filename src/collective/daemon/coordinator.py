@@ -13,7 +13,7 @@ from collective.daemon.foundation import CoordinatorSettings, open_foundation
 from collective.daemon.home import Home
 from collective.daemon.parts import Parts, assemble
 from collective.daemon.runtime import ready
-from collective.daemon.supervise import NodeChild
+from collective.daemon.supervise import Heirs, NodeChild
 from collective.net.endpoints import parse_host_port
 from collective.net.lane import LaneServer
 from collective.net.rpc import RpcServer
@@ -39,6 +39,7 @@ async def run_coordinator(
         lane = LaneServer(credentials, ground.trust, parts.lane_handlers(), clock=clock, observer=observer)
         try:
             await ground.hear_separate_nodes()
+            parts.writing.leases.look()  # before anybody can ask for one
             grpc_port = await server.start(settings.listen)
             lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
@@ -79,6 +80,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         begin("background", tending.every_change())
         begin("copies", tending.make_copies())
         begin("writing", parts.writing.run())
+        begin("heirs", Heirs(ground.home.path, parts.writing.leases, ground.clock, ground.observer).run())
         begin("refetch", tending.make_whole())
         ready(f"ready: {ground.own.address} on {grpc_address}")
         await stop.wait()

@@ -22,10 +22,11 @@ from collective.core.errors import Conflict, Misconfigured
 from collective.core.observe import SILENT, Observer
 from collective.daemon.config import CoordinatorConfig, load_coordinator_config, save_config
 from collective.identity import ensure_private_directory
+from collective.mount.journal_lock import process_start
 from collective.transfer.placing import choose_hosts
 from collective.wire import feed_pb2
 
-__all__ = ["Home", "process_start"]
+__all__ = ["Home"]
 
 LAST_FILE = "coord.crt"  # a folder is a home when its identity has this
 LOCK_WAIT_SECONDS = 5.0  # a command holds the lock for well under a second
@@ -38,14 +39,6 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def process_start(pid: int) -> int:
-    """When a process began, in clock ticks since boot; -1 when there is none. Source: proc(5), /proc/pid/stat, 22."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
 
 
 @dataclass(frozen=True)

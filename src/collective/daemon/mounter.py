@@ -22,12 +22,13 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
-from collective.daemon.home import Home, process_start
+from collective.daemon.home import Home
 from collective.daemon.mount_writing import open_writer
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
 from collective.mount import MountSettings
 from collective.mount import unmount as unmount_directory
 from collective.mount.filesystem import Space
+from collective.mount.journal_lock import process_start
 from collective.mount.writing import Writer
 from collective.net.lane import LaneConnection
 from collective.wire import lane_pb2
@@ -170,6 +171,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
         "started": process_start(os.getpid()),
         "bytes_by_member": bytes_by_member,
         "pending": writer.journal.unsettled_count if writer is not None else 0,
+        "trouble": writer.writing.trouble if writer is not None and writer.writing is not None else "",
     }
     temporary = record.with_suffix(".new")
     temporary.write_text(json.dumps(document) + "\n")

@@ -9,6 +9,7 @@ from collective.catalog import Catalog
 from collective.core.observe import Observer
 from collective.daemon.foundation import Foundation
 from collective.daemon.tending import guarded
+from collective.mount.journal_folder import unfinished_journals
 from collective.net.lane import LaneHandler
 from collective.transfer.asking import Coordinators
 from collective.transfer.events import ChangeBell
@@ -84,7 +85,10 @@ def join_writing(ground: Foundation, life: Callable[[str], int]) -> Writing:
     catalog, bell, clock, observer, writer = ground.catalog, ground.bell, ground.clock, ground.observer, ground.writer
     own_domain = ground.own.member_domain
     coordinators = Coordinators(ground.channels, ground.book)
-    leases = LeaseDesk(clock, observer, out_before=leases_out.exists(), mark=mark, space=space)
+    leases = LeaseDesk(
+        clock, observer, out_before=leases_out.exists(), mark=mark, space=space,
+        journals=lambda: unfinished_journals(ground.home.mounts),
+    )  # fmt: skip
     forwarder = Forwarder(catalog, coordinators, bell, clock, observer, life, writer)
     return Writing(
         leases=leases,

@@ -74,7 +74,7 @@ class TreeChanges:
         if len(new.symlink_target) > MAXIMUM_TARGET_BYTES:
             raise OSError(errno.ENAMETOOLONG, "a link's target has 4095 bytes at most")
         parent = self._directory(parent_ino)
-        store = self._view.writable_store(parent)
+        store = self._view.writable_directory(parent)
         number = await self._numbers.take(store.feed_id)
         key = (store.feed_id, parent.number)
         made = _inherit(new, parent)
@@ -95,7 +95,7 @@ class TreeChanges:
 
     async def link(self, ino: int, parent_ino: int, name: bytes) -> Node:
         parent = self._directory(parent_ino)
-        store = self._view.writable_store(parent)
+        store = self._view.writable_directory(parent)
         key = (store.feed_id, parent.number)
 
         def plan() -> Planned:
@@ -119,7 +119,7 @@ class TreeChanges:
     async def unlink(self, parent_ino: int, name: bytes) -> int:
         """The ino that lost a name."""
         parent = self._directory(parent_ino)
-        store = self._view.writable_store(parent)
+        store = self._view.writable_directory(parent)
         key = (store.feed_id, parent.number)
         removed = parent
 
@@ -139,7 +139,7 @@ class TreeChanges:
     async def rmdir(self, parent_ino: int, name: bytes) -> int:
         """The ino that is gone."""
         parent = self._directory(parent_ino)
-        store = self._view.writable_store(parent)
+        store = self._view.writable_directory(parent)
         key = (store.feed_id, parent.number)
         removed = parent
 
@@ -158,8 +158,8 @@ class TreeChanges:
         if flags not in (0, RENAME_NO_REPLACE, RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "an unknown kind of rename")
         parents = self._directory(old[0]), self._directory(new[0])
-        store = self._view.writable_store(parents[0])
-        if self._view.writable_store(parents[1]).feed_id != store.feed_id:
+        store = self._view.writable_directory(parents[0])
+        if self._view.writable_directory(parents[1]).feed_id != store.feed_id:
             raise OSError(errno.EXDEV, "a rename stays within its DataStore")
         keys = [(store.feed_id, parent.number) for parent in parents]
         replaced: Node | None = None

@@ -8,7 +8,7 @@ handing one over twice changes nothing: an operation's id is absorbed once, a ch
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from collective.catalog import DataStore, VersionReference
 from collective.mount.names import Space
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["Author", "Committer", "GiveUp", "PlainContent", "ReadPlain", "SealedContent"]
+__all__ = ["Author", "Committer", "GiveUp", "PlainContent", "ReadPlain", "SealedContent", "Unsent"]
 
 ReadPlain = Callable[[int, memoryview], Awaitable[None]]
 """Fill the view with the plain bytes from an offset on; exactly its length, never past the content's end.
@@ -25,6 +25,9 @@ May be called several times at once; the view is not touched after it returned o
 GiveUp = Callable[[bytes, int], Awaitable[None]]
 """(store id, inode number of the directory): returns when nothing changes there from memory any more and all that was
 changed is submitted."""
+
+Unsent = Callable[[], Iterable[tuple[bytes, int]]]
+"""(store id, inode number) of each directory in which changes that wait to be sent put or take names."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class Committer(Protocol):
         until recalled, until `leases_valid_until()` has passed, or until `session` changes."""
         ...
 
+    def on_connect(self, unsent: Unsent) -> None:
+        """Who tells what is not sent yet, at every connection before anything else is said; nobody is called before."""
+        ...
+
     def on_recall(self, give_up: GiveUp) -> None:
         """Who is asked to give a lease up. The coordinator waits for its return."""
         ...
@@ -123,11 +130,12 @@ class Committer(Protocol):
         ...
 
     async def await_level(self, store_id: bytes, version_id: bytes, level: str, timeout_seconds: float) -> str:
-        """Wait until a version reached `level` ("local", "two") or the time is over; the level it has."""
+        """Wait until a version reached `level` ("local", "two") or the time is over; the level it has. Without a
+        version (b"") it is everything in the DataStore that the home's database shows."""
         ...
 
-    def may_write(self, store: DataStore) -> bool:
-        """Whether this home may change anything there: its own, or WRITE is granted."""
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
+        """Whether this home may change what is at a path in there (None: anything): its own, or WRITE is granted."""
         ...
 
     def space(self) -> Space:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from collective.mount.names import ContentReference, Source
+from collective.mount.patience import Outage
 from collective.mount.readahead import ReadAhead
 from collective.mount.settings import MountSettings
 
@@ -31,6 +32,7 @@ class Content:
     users: int = 0
     busy: int = 0
     source: Source | None = None
+    outage: Outage = field(default_factory=Outage)
 
     @property
     def key(self) -> Hashable:

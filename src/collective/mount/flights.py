@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 
-from collective.core.errors import CollectiveError, Unreachable
+from collective.core.errors import CollectiveError, Corrupt, Unreachable
 from collective.core.layout import SEGMENT_BYTES
 from collective.core.observe import Observer
 from collective.mount.cache import Slot, SlotCache, segment_mask
@@ -203,9 +203,9 @@ class Flights:
 
 
 def unexpected(observer: Observer, doing: str, failure: Exception) -> CollectiveError:
-    """What nobody foresaw, told and made an error of ours."""
+    """What nobody foresaw, told and made an error of ours, of a kind that is not tried again."""
     observer.event("mount.unexpected", doing=doing, kind=type(failure).__name__, reason=str(failure))
-    return Unreachable(f"{doing} failed: {failure}")
+    return Corrupt(f"{doing} failed: {failure}")
 
 
 def _stretches(mask: int) -> Iterator[tuple[int, int]]:

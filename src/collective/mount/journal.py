@@ -9,13 +9,14 @@ records is the order in which changes were acknowledged, and what a crash leaves
 
 After a crash `recovered` has what was appended and not settled, in order. Settlements, and records that only a later
 one needs, are *held* and written with the next record, so that one write serves many; what a lost settlement would have
-settled comes back, and whoever replays it finds it absorbed. Segments go oldest first.
+settled comes back, and whoever replays it finds it absorbed. Segments go oldest first; the little that keeps one from
+going is written again behind the newest (`journal_compaction`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from collective.core.errors import CollectiveError, Full, NotFound
 from collective.core.observe import Observer
 from collective.core.sizes import KIB
 from collective.mount import journal_records as records
+from collective.mount.journal_compaction import read_standing
 from collective.mount.journal_records import (
     BaseRecord,
     FlushRecord,
@@ -47,6 +49,7 @@ THREAD_BYTES = 256 * KIB  # writing less holds the event loop under 0.1 ms
 ROOM_LOOK_SECONDS = 1.0
 THREADS = 4
 HELD_RECORDS = 512
+RECORD_BYTES = 256  # what a record takes beside its data, about
 HELD_PAYLOAD_BYTES = 64 * KIB
 T = TypeVar("T")
 
@@ -65,6 +68,9 @@ class Journal:
         self._live: dict[int, tuple[int, int, int, int]] = {}  # seq -> segment, data's segment, position, size
         self._next_seq = found.next_seq
         self._room = JournalRoom(folder, settings, sum(segment.end for segment in found.segments))
+        self._live_bytes = 0
+        self._disowned: set[int] = set()  # live here, and never to be recovered
+        self._compacting = False
         self._unsaid: list[int] = []  # settled in memory, said with the next record
         self._held: list[Buffer] = []
         self._failure: CollectiveError | None = None
@@ -174,14 +180,16 @@ class Journal:
         """These count no more, and are not recovered once the next record is written. Unknown ones are passed over."""
         gone = [seq for seq in seqs if seq in self._live]
         self._unsaid.extend(gone)
+        self._disowned.difference_update(gone)
         for seq in gone:
-            for number in set(self._live.pop(seq)[:2]):
-                self._segments[number].live -= 1
+            self._unindex(seq)
         self._drop_settled()
 
     def disown(self, seqs: Iterable[int]) -> None:
         """These go with this process: readable until they are settled, never recovered once the next is written."""
-        self._unsaid.extend(seq for seq in seqs if seq in self._live)
+        gone = [seq for seq in seqs if seq in self._live]
+        self._disowned.update(gone)
+        self._unsaid.extend(gone)
 
     # ------------------------------------------------------------ reading back
 
@@ -248,10 +256,50 @@ class Journal:
                 raise Full("the mount's journal is full", "its changes are sent too slowly; see `collective status`")
             self._freed.clear()
             self.on_pressure()
+            if await self.compact():
+                continue
             try:
                 await asyncio.wait_for(self._freed.wait(), min(left, ROOM_LOOK_SECONDS))
             except TimeoutError:
                 continue  # others may have made room on the disk
+
+    async def compact(self) -> bool:
+        """Have the oldest segment go by writing what counts of it again, where that is worth it; whether it went.
+
+        To be repeated. Raises: Full, Unreachable, Corrupt (the disk); nothing is lost then.
+        """
+        number, oldest = min(self._segments.items())
+        if self._compacting or oldest is self._active or not self._room.mostly_over(self._live_bytes):
+            return False
+        seqs = {seq for seq, place in self._live.items() if number in place[:2]}
+        if not seqs or seqs & self._disowned:
+            return False
+        used = {self._segments[place] for seq in seqs for place in self._live[seq][:2]}
+        self._compacting = True
+        oldest.pins += 1  # until the copies are safe
+        try:
+            await self._write_again({segment: segment.end for segment in used}, seqs)
+            await self.sync()
+        finally:
+            self._compacting = False
+            oldest.pins -= 1
+        self._drop_settled()
+        return number not in self._segments
+
+    async def _write_again(self, places: Mapping[Segment, int], seqs: Set[int]) -> None:
+        written = 0
+        for one in await self._in_thread(set(places), lambda: read_standing(places, seqs)):
+            if one.seq not in self._live or one.seq in self._disowned:
+                continue
+            self._prepare()
+            self._write([*self._held_parts(), *records.pack_record(one.kind, one.flags, one.seq, one.payload)])
+            self._unindex(one.seq)
+            number = self._active.number
+            self._index(one.seq, number, number, self._active.end - one.data_bytes, one.data_bytes)
+            written += len(one.payload)
+            if written >= THREAD_BYTES:  # others have their turn
+                written = 0
+                await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Sync and let go; whatever is not settled is recovered by the next one. Its folder goes when nothing is."""
@@ -347,9 +395,15 @@ class Journal:
     def _index(self, seq: int, number: int, data_number: int = 0, position: int = 0, size_bytes: int = 0) -> None:
         data_number = data_number or number
         self._live[seq] = (number, data_number, position, size_bytes)
-        self._segments[number].live += 1
-        if data_number != number:
-            self._segments[data_number].live += 1
+        self._live_bytes += size_bytes + RECORD_BYTES
+        for one in {number, data_number}:
+            self._segments[one].live += 1
+
+    def _unindex(self, seq: int) -> None:
+        number, data_number, _, size_bytes = self._live.pop(seq)
+        self._live_bytes -= size_bytes + RECORD_BYTES
+        for one in {number, data_number}:
+            self._segments[one].live -= 1
 
     def _data(self, seq: int, skip: int, size_bytes: int) -> tuple[Segment, int]:
         found = self._live.get(seq)

@@ -2,29 +2,39 @@
 
     <home>/mounts/journal-1/lock, 00000001.segment, …
 
-The lock is the kernel's (flock): it ends with its process however that ends.
+What no mount takes over is sent by the home's heir (`journal_lock`), which has a journal for as long as that takes.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 from bisect import bisect_right
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from collective.core.errors import Conflict
 from collective.core.observe import Observer
 from collective.mount.journal import Journal
+from collective.mount.journal_lock import JournalLock, is_locked
 from collective.mount.journal_records import BaseRecord, FlushRecord, OperationRecord, WriteRecord
 from collective.mount.journal_recovery import recover
 from collective.mount.journal_room import JournalSettings
-from collective.mount.journal_segments import disk_failure
+from collective.mount.journal_segments import SUFFIX
 
-__all__ = ["JournalFolder"]
+__all__ = ["JournalFolder", "unfinished_journals"]
 
 PREFIX = "journal-"
 MOST_JOURNALS = 256  # mounts of one home at one time
+
+
+def unfinished_journals(folder: Path) -> Mapping[int, bool]:
+    """The journals that may hold something unsent, by number: whether somebody has each. Raises: Unreachable."""
+    unfinished = {path.parent for path in folder.glob(f"{PREFIX}[0-9]*/*{SUFFIX}")}
+    return {_number(path): is_locked(path) for path in unfinished}
+
+
+def _number(path: Path) -> int:
+    return int(path.name[len(PREFIX) :])
 
 
 class JournalFolder:
@@ -35,7 +45,9 @@ class JournalFolder:
         self._settings = settings
         self._boot_id = boot_id
         self._observer = observer
-        self._lock = -1
+        self._lock: JournalLock | None = None
+        self.number = 0
+        """Of the journal that is ours."""
 
     async def open(self) -> Journal:
         """A journal of one's own, with everything in `recovered` that mounts which are gone had not sent.
@@ -43,40 +55,50 @@ class JournalFolder:
         What touches files that two of them had open stays where it is until the next start. Raises: Full, Unreachable,
         Conflict (too many mounts).
         """
-        found = sorted(int(path.name[len(PREFIX) :]) for path in self._folder.glob(PREFIX + "[0-9]*"))
-        locked = [(number, lock) for number in found if (lock := self._take(number)) >= 0]
-        fresh = max(found, default=0) + 1
-        while not locked:
-            if fresh > MOST_JOURNALS:
-                raise Conflict(f"{MOST_JOURNALS} mounts of this home are running", "unmount one")
-            if (lock := self._take(fresh)) >= 0:
-                locked.append((fresh, lock))
-            fresh += 1
-        (number, self._lock), *others = locked
-        journal = self._open(number)
-        for number, lock in others:
-            await self._adopt(journal, number)
-            os.close(lock)
-        return journal
+        found = self._numbers()
+        locked = [taken async for taken in self._take(found, as_heir=False)]
+        if not locked:
+            fresh = range(max(found, default=0) + 1, MOST_JOURNALS + 1)
+            locked = [taken async for taken in self._take(fresh, as_heir=False, most=1)]
+        if not locked:
+            raise Conflict(f"{MOST_JOURNALS} mounts of this home are running", "unmount one")
+        return await self._join(locked)
+
+    async def open_left(self) -> Journal | None:
+        """As `open`, for an heir: only what mounts which are gone had not sent; None when nothing is left."""
+        unfinished = [number for number, taken in unfinished_journals(self._folder).items() if not taken]
+        locked = [taken async for taken in self._take(sorted(unfinished), as_heir=True)]
+        return await self._join(locked) if locked else None
 
     def release(self) -> None:
         """Others may have it; the journal is closed already."""
-        os.close(self._lock)
+        assert self._lock is not None, "a journal was opened"
+        self._lock.release()
 
-    def _take(self, number: int) -> int:
-        """The descriptor of the lock, -1 when somebody has it. Raises: Full, Unreachable."""
-        folder = self._folder / f"{PREFIX}{number}"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise disk_failure(error, f"the journal at {folder} cannot be opened") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return -1
-        return descriptor
+    def _numbers(self) -> Sequence[int]:
+        return sorted(map(_number, self._folder.glob(PREFIX + "[0-9]*")))
+
+    async def _take(
+        self, numbers: Iterable[int], *, as_heir: bool, most: int = MOST_JOURNALS
+    ) -> AsyncIterator[tuple[int, JournalLock]]:
+        """Those of the journals that nobody has, locked, `most` of them. Raises: Full, Unreachable."""
+        for number in numbers:
+            if not most:
+                return
+            lock = JournalLock(self._folder / f"{PREFIX}{number}")
+            if await lock.take(as_heir=as_heir):
+                most -= 1
+                yield number, lock
+            else:
+                lock.release()
+
+    async def _join(self, locked: Sequence[tuple[int, JournalLock]]) -> Journal:
+        (self.number, self._lock), *others = locked
+        journal = self._open(self.number)
+        for number, lock in others:
+            await self._adopt(journal, number)
+            lock.release()
+        return journal
 
     def _open(self, number: int) -> Journal:
         folder = self._folder / f"{PREFIX}{number}"

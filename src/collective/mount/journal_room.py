@@ -67,6 +67,10 @@ class JournalRoom:
     def half_full(self) -> bool:
         return self.total_bytes > self._limit // 2
 
+    def mostly_over(self, live_bytes: int) -> bool:
+        """Whether it is half full while what counts in it is at most a quarter: writing that again frees more."""
+        return self.half_full and live_bytes <= self._limit // 4
+
     @property
     def far_over(self) -> bool:
         """Even small changes must stop: they may pass the bound, which is the data's, by two segments."""

@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 from collective.core.errors import CollectiveError, Corrupt, Full, Unreachable
 from collective.mount.journal_records import CHECKSUM_BYTES, HEADER_BYTES, Header, Kind, checksum, unpack_header, verify
 
-__all__ = ["SEGMENT_HEAD_BYTES", "Segment", "disk_failure", "list_segments", "sync_segments"]
+__all__ = ["SEGMENT_HEAD_BYTES", "SUFFIX", "Segment", "disk_failure", "list_segments", "sync_segments"]
 
 MAGIC = b"CJOURNAL"
 FORM = 1
@@ -146,6 +146,15 @@ class Segment:
                 verify(header, raw, payload)
             self.end = begin + header.size_bytes
             yield header, payload, begin
+
+    def walk(self, end: int) -> Iterator[tuple[Header, int]]:
+        """(header, where the payload begins) of each record up to `end`, unverified: this process has seen them all.
+        Raises: Corrupt, Unreachable."""
+        position = SEGMENT_HEAD_BYTES
+        while position < end:
+            header = unpack_header(self.read(position, HEADER_BYTES))
+            yield header, position + HEADER_BYTES
+            position += HEADER_BYTES + header.size_bytes
 
     def blob_is_whole(self, position: int, size_bytes: int, expected: bytes) -> bool:
         """Whether a blob's data is what its write record says."""

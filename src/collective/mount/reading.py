@@ -2,8 +2,9 @@
 
 Theory: `read` looks into the cache and, when all is there, answers without giving up the processor. Else it launches
 flights for the stretches nobody is fetching yet, waits for exactly the flights that cover its segments (never for
-its chunk), and keeps the wire busy with what the read-ahead brain wants. A view returned by `read` is good until the
-caller's next `await`; a slot is pinned for as long as a read waits on it.
+its chunk), and keeps the wire busy with what the read-ahead brain wants. When nobody who has the bytes can be reached
+it waits (`patience`). A view returned by `read` is good until the caller's next `await`; a slot is pinned for as long
+as a read waits on it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collective.mount.cache import Slot, SlotCache, segment_mask
 from collective.mount.contents import Content, ContentTable
 from collective.mount.flights import Flights, unexpected
 from collective.mount.names import ContentReference, OpenSource, Source
+from collective.mount.patience import Patience
 from collective.mount.readahead import RUN_BYTES, Stream
 from collective.mount.settings import MountSettings
 
@@ -34,6 +36,7 @@ class ContentReader:
         self._observer = observer
         self._cache = SlotCache(settings.cache_size_bytes)
         self._contents = ContentTable(settings)
+        self._patience = Patience(settings.deadline_seconds, observer)
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: dict[Content, asyncio.Future[CollectiveError | None]] = {}
@@ -58,6 +61,7 @@ class ContentReader:
     async def shut(self) -> None:
         """Break off all fetches (their readers get EIO) and close all sources. May be repeated."""
         self._flights.shut()
+        self._patience.shut()
         await asyncio.sleep(0)  # a task cancelled before its first step would settle nothing
         for task in self._tasks:
             task.cancel()
@@ -97,7 +101,11 @@ class ContentReader:
         content.busy += 1
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
-                return await self._assemble(content, stream, offset, offset + length)
+                return await self._patience.read(
+                    content.outage,
+                    lambda: self._assemble(content, stream, offset, offset + length),
+                    content.reference.version_id.hex(),
+                )
         finally:
             content.busy -= 1
 

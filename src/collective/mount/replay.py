@@ -14,7 +14,7 @@ as the very same operation, other contents from their extents.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from collective.core.clock import Clock
@@ -73,6 +73,14 @@ class Replay:
     def surprises(self) -> int:
         """How many operations did not end as they were asked (conflicts, refusals)."""
         return sum(queue.surprises for queue in self._queues.values())
+
+    @property
+    def trouble(self) -> str:
+        """Why something stays in the journal: nobody takes it, or it cannot be sent now; "" when nothing does."""
+        queues = self._queues.values()
+        left = [reason for queue in queues for reason in queue.left]
+        failing = [queue.failure.message for queue in queues if queue.failure is not None]
+        return next(iter([*left, *self._contents.waiting.values(), *failing]), "")
 
     def on_content(self, arrived: Callable[[DirtyFile, feed_pb2.Content, int], None]) -> None:
         """Who is told of each content that the home's database shows: the file, the content, when it was written."""
@@ -214,6 +222,7 @@ class Replay:
             self._contents.ask(file)
         for queue in list(self._queues.values()):
             await queue.finished(queue.concerning(Keys((ino & NUMBER_MASK,))), lambda: self._raise_problem(ino))
+        self._raise_problem(ino)
 
     def _raise_problem(self, ino: int) -> None:
         if (problem := self.problem(ino)) is not None:
@@ -232,6 +241,10 @@ class Replay:
         """Return when nothing queued puts or takes names in a directory (its number); what may go goes at once."""
         if (queue := self._queues.get(store_id)) is not None:
             await queue.finished(queue.changing_names_in(inode))
+
+    def directories(self) -> Iterator[tuple[bytes, int]]:
+        """(store id, inode number) of each directory in which something queued puts or takes names."""
+        return ((store_id, inode) for store_id, queue in self._queues.items() for inode in queue.directories())
 
     async def submitted(self, store_id: bytes) -> None:
         """Return when everything queued for a DataStore now, but contents and what waits for them, is answered."""
@@ -257,7 +270,7 @@ class Replay:
             await self.tick(self._clock.monotonic())
 
     async def tick(self, now: float) -> None:
-        """Send files that were left alone, sync the journal now and then."""
+        """Send files that were left alone; now and then sync the journal, and have go of it what can."""
         for file in self._dirty.idle_since(now - IDLE_SECONDS):
             if file.records and not self._contents.is_under_way(file.ino):
                 self._contents.ask(file)
@@ -265,6 +278,8 @@ class Replay:
             self._next_sync = now + SYNC_SECONDS
             try:
                 await self._journal.sync()
+                while await self._journal.compact():
+                    continue
             except CollectiveError as error:
                 self._observer.event("replay.journal_failed", reason=error.message)
 

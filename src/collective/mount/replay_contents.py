@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from blake3 import blake3
 
@@ -80,7 +81,10 @@ class Contents:
         self.on_content: Callable[[DirtyFile, feed_pb2.Content, int], None] = lambda file, content, time_ns: None
         """The home's database shows this content of the file, which was last changed at the wall time `time_ns`."""
         self.problems: dict[int, CollectiveError] = {}
-        """What the last attempt to upload a file's content met, when trying again may not help."""
+        """What the last attempt to upload a file's content met, when trying again may not help; told once."""
+        self.waiting: dict[int, str] = {}
+        """Why contents are not sent, by ino, for as long as that is so."""
+        self._left: dict[int, CollectiveError] = {}  # why nobody takes a file's content, by ino
 
     # ------------------------------------------------------------ asking
 
@@ -88,6 +92,9 @@ class Contents:
         """Send what the file has now. Returns at once; nothing happens when nothing is to be sent. `place`: the seq of
         the change it comes after, when that is not the newest one."""
         if file.unowned or not (file.records or (file.provisional and (last or not file.writers))):
+            return
+        if file.ino in self._left:
+            self.problems[file.ino] = self._left[file.ino]
             return
         asked = self._asked.get(file.ino)
         if asked is not None:
@@ -226,11 +233,13 @@ class Contents:
             if not flush.dropped:
                 self._ready(flush, staged)
                 self.problems.pop(frozen.ino, None)
+                self.waiting.pop(frozen.ino, None)
         except CollectiveError as error:
             if flush.dropped:
                 return  # what it read is gone, and nobody wants it
             if not flush.pause_seconds:  # said once, not at every attempt
                 self._observer.event("replay.upload_waits", reason=error.message, size_bytes=frozen.size_bytes)
+            self.waiting[frozen.ino] = error.message
             if not isinstance(error, Unreachable):
                 self.problems[frozen.ino] = error
             flush.queue.wake()
@@ -298,12 +307,23 @@ class Contents:
                 frozen.keep_end, not frozen.provisional,
             )
         )  # fmt: skip
-        flush.item.answered = lambda outcome: self._answered(flush)
+        self._send(flush)
 
     def take_up(self, flush: Flush) -> None:
         """A flush that an earlier process wrote down; `frozen`, `content`, `flush_seq` and its item are set."""
         self._under_way[flush.file.ino] = flush
+        self._send(flush)
+
+    def _send(self, flush: Flush) -> None:
+        """It is in the queue's hands. When nobody takes it, it stays under way: told at fsync, sent next time."""
         flush.item.answered = lambda outcome: self._answered(flush)
+        flush.item.left = partial(self._leave, flush.file.ino)
+
+    def _leave(self, ino: int, error: CollectiveError) -> None:
+        self._left[ino] = self.problems[ino] = error
+        asked = self._asked.pop(ino, None)
+        if asked is not None:
+            asked.queue.make_ready(asked.item)
 
     def _answered(self, flush: Flush) -> None:
         """The home's database shows the content. Raises: nothing."""
@@ -363,6 +383,7 @@ class Contents:
 
     def _over(self, flush: Flush) -> None:
         file = flush.file
+        self.waiting.pop(file.ino, None)
         if self._under_way.get(file.ino) is flush:
             del self._under_way[file.ino]
         if file.frozen is not None:

@@ -6,7 +6,8 @@ A batch goes when nothing was added for 20 ms, or at 512, or after 200 ms, or at
 single change is seen by others at once, and a program that makes many pays the fixed price of a batch (two syncs, a
 signed entry, everybody told) rarely. It is sent again until it is answered: every operation carries its id, so the
 second time changes nothing. Only an answer settles an operation; whatever error the call as a whole meets, the batch
-is kept.
+is kept. A call that is refused is made again for each of its operations; one that is refused even then is *left*: it
+stays in the journal, and is shown here, until the next mount tries it again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from collective.core.errors import CollectiveError, Unreachable
+from collective.core.errors import CollectiveError, Conflict, Corrupt, Refused, Unreachable
 from collective.core.observe import Observer
 from collective.mount.committing import Committer
 from collective.mount.scheduling import Keys, Schedule
@@ -29,16 +30,19 @@ QUIET_SECONDS = 0.02
 LONGEST_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 0.1
 LAST_PAUSE_SECONDS = 5.0
+FOR_GOOD = (Refused, Corrupt, Conflict)  # of a call: about what is in it, and met again
 
 
 @dataclass(eq=False, slots=True)
 class Queued:
     """One operation. `seqs` are the journal's records that are settled with it; without `staged` (dropped meanwhile, or
-    nothing was left to send) it passes through unsent. `answered` is told the outcome, None when it was not sent."""
+    nothing was left to send) it passes through unsent. `answered` is told the outcome, None when it was not sent;
+    `left` why nobody takes it."""
 
     seqs: list[int]
     staged: submit_pb2.StagedOperation | None
     answered: Callable[[submit_pb2.OperationOutcome | None], None] | None = None
+    left: Callable[[CollectiveError], None] | None = None
     ticket: int = 0
 
 
@@ -66,6 +70,8 @@ class StoreQueue:
         """How many operations did not end as they were asked."""
         self.failure: CollectiveError | None = None
         """Why the last attempt to send failed, None when it did not."""
+        self.left: list[str] = []
+        """Why operations were left, one reason each."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -134,6 +140,9 @@ class StoreQueue:
         """What an operation with these keys must wait for."""
         return self._schedule.concerning(keys)
 
+    def directories(self) -> Sequence[int]:
+        return self._schedule.directories()
+
     def changing_names_in(self, directory: int) -> Sequence[int]:
         return self._schedule.changing_names_in(directory)
 
@@ -183,6 +192,9 @@ class StoreQueue:
         for item in batch:
             del self._items[item.ticket]
             outcome = told.get(item.ticket)
+            if isinstance(outcome, CollectiveError):
+                self._leave(item, outcome)
+                continue
             if outcome is not None:
                 self._tell(item, outcome)
             if item.answered is not None:
@@ -192,12 +204,19 @@ class StoreQueue:
         self._settled(seqs)
         self.wake()
 
-    async def _submit(self, operations: list[submit_pb2.StagedOperation]) -> Sequence[submit_pb2.OperationOutcome]:
+    async def _submit(
+        self, operations: Sequence[submit_pb2.StagedOperation]
+    ) -> Sequence[submit_pb2.OperationOutcome | CollectiveError]:
+        """An outcome each, or why the operation is taken by nobody."""
         pause = FIRST_PAUSE_SECONDS
         while operations:
             try:
                 self._write_down()
                 outcomes = await self._committer.submit(self._store_id, operations, exact=False)
+            except FOR_GOOD as error:
+                if len(operations) == 1:
+                    return [error]
+                return [answer for one in operations for answer in await self._submit([one])]
             except CollectiveError as error:
                 self.failure = error
                 self._observer.event("replay.waits", reason=error.message, operations=len(operations))
@@ -208,6 +227,14 @@ class StoreQueue:
                 self.failure = None
                 return outcomes
         return []
+
+    def _leave(self, item: Queued, error: CollectiveError) -> None:
+        assert item.staged is not None
+        change = item.staged.operation.WhichOneof("change")
+        self._observer.event("replay.left", change=change, reason=error.message)
+        self.left.append(error.message)
+        if item.left is not None:
+            item.left(error)
 
     def _tell(self, item: Queued, outcome: submit_pb2.OperationOutcome) -> None:
         if outcome.outcome in (submit_pb2.CONFLICT, submit_pb2.REFUSED, submit_pb2.MISSED):

@@ -204,6 +204,10 @@ class Schedule:
                     ready.append(follower)
         return sorted(found)
 
+    def directories(self) -> Sequence[int]:
+        """The inode numbers of all directories in which something queued puts or takes names."""
+        return [~key for key in self._uses if isinstance(key, int) and key < ALL_DIRECTORIES]
+
     def changing_names_in(self, directory: int) -> Sequence[int]:
         """What is queued that puts or takes names in a directory (its inode number)."""
         use = self._uses.get(~directory)

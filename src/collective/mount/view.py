@@ -21,12 +21,14 @@ from collective.catalog.models import DataStore, Inline, Node, VersionReference
 from collective.catalog.namespace import NUMBER_BITS
 from collective.catalog.overlay import Overlay
 from collective.core.errors import NotFound, Refused
+from collective.mount.dirty import NUMBER_MASK
 from collective.mount.lease import DirectoryKey, Leases
 from collective.mount.operations import AttributeChange
 
 __all__ = ["DirtySize", "LeasedNames", "TreeView", "WritableNames"]
 
 MAXIMUM_DEPTH = 1024  # no path is deeper (catalog/tree)
+TOP_DIRECTORY = 1  # the number of every DataStore's own
 
 
 class WritableNames(Protocol):
@@ -95,7 +97,7 @@ class LeasedNames:
 
     def _key(self, ino: int) -> DirectoryKey | None:
         store_id = self._store_ids.get(ino >> NUMBER_BITS)
-        return (store_id, ino & ((1 << NUMBER_BITS) - 1)) if store_id is not None else None
+        return (store_id, ino & NUMBER_MASK) if store_id is not None else None
 
     def lookup(self, parent_ino: int, name: bytes) -> Node:
         """Raises: NotFound, Refused."""
@@ -122,7 +124,7 @@ class TreeView:
         leased: LeasedNames,
         overlay: Overlay,
         dirty: DirtySizes,
-        may_write: Callable[[DataStore], bool],
+        may_write: Callable[[DataStore, bytes | None], bool],
     ) -> None:
         self._names = names
         self._leased = leased
@@ -130,7 +132,7 @@ class TreeView:
         self._dirty = dirty
         self._may_write = may_write
         self._stores: dict[bytes, DataStore] = {}
-        self._writable: dict[bytes, bool] = {}  # since the database changed; the owner judges anyway
+        self._writable: dict[bytes | DirectoryKey, bool] = {}  # since the database changed; the owner judges anyway
         self.content = overlay.content
         self.xattrs = overlay.xattrs
         self.refresh()
@@ -183,17 +185,42 @@ class TreeView:
         return store
 
     def writable_store(self, node: Node) -> DataStore:
-        """The DataStore a node lies in. Raises: PermissionError (EPERM: a folder that only leads to DataStores),
-        Refused (no WRITE, or its key is not here)."""
+        """The DataStore a node lies in, which may be changed. Raises: PermissionError (EPERM: a folder that only leads
+        to DataStores), Refused (no WRITE where the node lies, or its key is not here)."""
+        return self._checked(node, of_names=False)
+
+    def writable_directory(self, node: Node) -> DataStore:
+        """As `writable_store`, of a directory in which names shall come or go."""
+        return self._checked(node, of_names=True)
+
+    def _checked(self, node: Node, *, of_names: bool) -> DataStore:
         if node.store_id is None:
             raise PermissionError(errno.EPERM, "this folder only leads to DataStores")
         store = self.store(node.store_id)
         writable = self._writable.get(store.feed_id)
         if writable is None:
-            writable = self._writable[store.feed_id] = store.readable and self._may_write(store)
-        if not writable:
+            writable = self._writable[store.feed_id] = store.readable and self._may_write(store, b"")
+        if not writable and not (store.readable and self._may_write_at(store, node, of_names=of_names)):
             raise Refused(f"{store.owner} has not given WRITE here")
         return store
+
+    def _may_write_at(self, store: DataStore, node: Node, *, of_names: bool) -> bool:
+        """Whether WRITE is given on the folder, or one above it, that a node is or lies in."""
+        place = None if of_names else self._overlay.place_of(node.ino)
+        folder = node.ino if place is None else place[0]
+        key = (store.feed_id, folder)
+        writable = self._writable.get(key)
+        if writable is None:
+            nameless = not of_names and place is None  # its last name is gone: nobody judges what becomes of it
+            writable = self._writable[key] = self._may_write(store, None if nameless else self._path_in_store(folder))
+        return writable
+
+    def _path_in_store(self, ino: int) -> bytes:
+        names: list[bytes] = []
+        while ino & NUMBER_MASK != TOP_DIRECTORY and (place := self._overlay.place_of(ino)) is not None:
+            ino, name = place
+            names.append(name)
+        return b"/".join(reversed(names))
 
     def keep(self, ino: int) -> None:
         """A file about to lose its last name stays for those who have it open."""

@@ -20,7 +20,7 @@ from typing import Any
 from collective.catalog.models import DataStore, Node, VersionReference
 from collective.catalog.overlay import Overlay
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, NotFound
+from collective.core.errors import CollectiveError, NotFound, Unreachable
 from collective.core.observe import Observer
 from collective.mount.changing import TreeChanges
 from collective.mount.committing import Author, Committer
@@ -50,18 +50,23 @@ ROOM_BYTES = 64 << 10
 CONTENT_SEQ = 0  # no record of the journal has it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Writer:
-    """What a mount needs to write; made by whoever starts it. `journal` was opened, and is closed, by its maker."""
+    """What a mount needs to write; made by whoever starts it. `journal` was opened, and is closed, by its maker;
+    `writing` is there once it began."""
 
     committer: Committer
     journal: Journal
     author: Author
     clock: Clock
+    writing: Writing | None = None
 
     def begin(self, names: Any, reader: ContentReader, open_source: OpenSource, observer: Observer) -> Writing:
         """`names` is a `WritableNames`."""
-        return Writing(names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer)
+        self.writing = Writing(
+            names, reader, open_source, self.committer, self.journal, self.author, self.clock, observer
+        )
+        return self.writing
 
 
 class Writing:
@@ -88,6 +93,7 @@ class Writing:
         self._dirty = DirtyTable()
         self._arrived: list[tuple[DirtyFile, feed_pb2.Content, int]] = []  # told of within a batch
         self._surprises = 0
+        self._alone: dict[str, int] = {}  # path of a DataStore -> fsyncs since one reached the second home
         self._leases = Leases(committer, self._settle_directory, clock.monotonic)
         self._leased = LeasedNames(names, self._leases)
         self._overlay = Overlay(self._leased)
@@ -101,6 +107,7 @@ class Writing:
         )  # fmt: skip
         for record in self._replay.recover():
             self._overlay.apply(record.seq, self.view.store(record.store_id), record.operation, self._wall_ns())
+        committer.on_connect(self._replay.directories)
 
     async def __aenter__(self) -> Writing:
         await self._replay.__aenter__()
@@ -116,6 +123,12 @@ class Writing:
             self._observer.event("mount.unsent", reason=str(failure), journal_bytes=self._journal.size_bytes)
         finally:
             await self._replay.__aexit__(kind, error, trace)
+
+    @property
+    def trouble(self) -> str:
+        """Why something stays in the journal, or is held by this home alone after an fsync; "" when nothing is."""
+        alone = [f"the last {count} fsyncs in {path} found no second home" for path, count in self._alone.items()]
+        return next(iter([*filter(None, [self._replay.trouble]), *alone]), "")
 
     async def drained(self) -> None:
         """Send everything there is, open files as they stand; returns when the coordinator has it."""
@@ -246,13 +259,22 @@ class Writing:
             await self._reach_level(node, self.view.store(node.store_id))
 
     async def _reach_level(self, node: Node, store: DataStore) -> None:
-        """Where two homes shall hold what is safe, wait for the second."""
+        """Where two homes shall hold what is safe, wait for the second; without it what survives a power failure is
+        enough, and that is said loudly. Raises: what keeps the content from this home's own nodes."""
         if store.strategy != feed_pb2.BACKUP:
             return
-        await self._replay.flush(node.ino)
-        content = self.view.content(self.view.get(node.ino))
-        if not isinstance(content, VersionReference):
-            return
-        level = await self._committer.await_level(store.feed_id, content.version_id, "two", LEVEL_SECONDS)
-        if level != "two":
-            self._observer.event("mount.level_not_reached", path=store.path.decode(errors="replace"), level=level)
+        level = reason = ""
+        try:
+            async with asyncio.timeout(LEVEL_SECONDS):
+                await self._replay.flush(node.ino)
+                content = self.view.content(self.view.get(node.ino))
+                version_id = content.version_id if isinstance(content, VersionReference) else b""
+                level = await self._committer.await_level(store.feed_id, version_id, "two", LEVEL_SECONDS)
+        except (Unreachable, TimeoutError) as error:
+            reason = str(error)
+        path = store.path.decode(errors="replace")
+        if level == "two":
+            self._alone.pop(path, None)
+        else:
+            self._alone[path] = self._alone.get(path, 0) + 1
+            self._observer.event("mount.level_not_reached", path=path, level="local", reason=reason)

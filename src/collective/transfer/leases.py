@@ -18,6 +18,7 @@ standing ones.
 
 While somebody changes a directory (`begin` .. `finish`) no lease on it is given out, so that a fresh holder always sees
 the change. A coordinator that starts while leases of an earlier run may be out gives none for one term (`quiet_until`).
+What a session says it has not sent yet (`claim`) is its own until it is recalled, like a lease.
 """
 
 from __future__ import annotations
@@ -120,6 +121,14 @@ class LeaseTable:
         Said before the creation is committed: nobody else can know its number yet.
         """
         if self.holder(parent, now) != session or self.holder(directory, now) not in (None, session):
+            return False
+        self._give(session, directory, now)
+        return True
+
+    def claim(self, session: int, directory: Directory, now: float) -> bool:
+        """The session has changes of the directory to send, made before it connected: nobody else gets the lease before
+        that is done, unless somebody has it already. Whether it is the session's now."""
+        if not self.renew(session, now) or self.holder(directory, now) is not None:
             return False
         self._give(session, directory, now)
         return True

@@ -47,7 +47,7 @@ class NumberStock:
                 continue
             if self.clock.monotonic() < self._not_before.get(store.feed_id, 0.0):
                 continue
-            if self.may_write(store) and self.catalog.stock_count(store.feed_id) < STOCK_COUNT:
+            if self.may_write(store, None) and self.catalog.stock_count(store.feed_id) < STOCK_COUNT:
                 await self._try_fetch(store)
 
     async def fill(self, store: DataStore) -> None:
@@ -75,7 +75,7 @@ class NumberStock:
         if store.owner != self.own_address.domain:
             raise Refused(f"{self.own_address.domain} does not own this DataStore", f"ask {store.owner}")
         verdict = self.catalog.may(
-            FederatedAddress("coord", member), feed_pb2.WRITE, store.feed_id, now=self.clock.wall()
+            FederatedAddress("coord", member), feed_pb2.WRITE, store.feed_id, None, now=self.clock.wall()
         )
         if not verdict.allowed:
             self.observer.event("access.refused", caller=member, right="WRITE", reason=verdict.reason)
@@ -84,8 +84,8 @@ class NumberStock:
         await self.write(lambda: leased.append(self.catalog.lease_numbers(store.feed_id, member, request.count)))
         return submit_pb2.LeaseNumbersReply(first=leased[0].start, count=len(leased[0]))
 
-    def may_write(self, store: DataStore, path: bytes = b"") -> bool:
-        """Whether this home may change a DataStore, or what is at a path in it, as far as is known here."""
+    def may_write(self, store: DataStore, path: bytes | None) -> bool:
+        """Whether this home may change what is at a path in a DataStore (None: anything), as far as is known here."""
         return self.catalog.may(self.own_address, feed_pb2.WRITE, store.feed_id, path, now=self.clock.wall()).allowed
 
     # ------------------------------------------------------------ inside

@@ -6,6 +6,8 @@ A mount asks LANE_LEASE_DIRECTORY; when another session holds the directory it i
 
 An `exact` change waits for the holder and gives up in the end; a change that was promised already (a replay) waits a
 term at most and is then made all the same: whatever does not fit is kept under a conflict name.
+
+While what a dead mount left is nobody's (`legacies`), leases and exact changes wait for its heir.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collective.core.observe import Observer
 from collective.net.lane import LaneCaller, LaneHandler
 from collective.net.lane_asking import Asker
 from collective.transfer.leases import TERM_SECONDS, Directory, LeaseTable
+from collective.transfer.legacies import Legacies
 from collective.wire import lane_pb2
 
 __all__ = ["LeaseDesk", "lease_handlers"]
@@ -38,7 +41,7 @@ class LeaseDesk:
 
     `out_before`: an earlier run ended with leases out. `mark(True)` is called before the first lease goes out,
     `mark(False)` when none is out any more, and must survive a crash of this process. `space` is (total, free) bytes
-    of this home's nodes.
+    of this home's nodes. `journals` are those on the disk that are not empty: whether somebody has each one's lock.
     """
 
     def __init__(
@@ -49,12 +52,15 @@ class LeaseDesk:
         out_before: bool,
         mark: Callable[[bool], None],
         space: Callable[[], tuple[int, int]],
+        journals: Callable[[], Mapping[int, bool]],
     ) -> None:
         self._clock = clock
         self._observer = observer
         self._mark = mark
         self._marked = out_before
         self._space = space
+        self._journals = journals
+        self.legacies = Legacies()
         self._doubt_until = clock.monotonic() + TERM_SECONDS if out_before else 0.0
         self.table = LeaseTable(self._doubt_until)
         self._numbers = itertools.count(1)
@@ -75,6 +81,11 @@ class LeaseDesk:
         deadline = self._clock.monotonic() + WAIT_SECONDS
         while not self._closing:
             now = self._clock.monotonic()
+            if self.legacies.open:
+                if now >= deadline:
+                    break
+                await self._wait_moved(deadline - now)
+                continue
             answer = self.table.ask(session, directory, now)
             if answer.granted:
                 self._note_out()
@@ -91,6 +102,27 @@ class LeaseDesk:
             else:
                 await self._wait_moved(min(answer.retry_seconds, deadline - now))
         return lane_pb2.LeaseDirectoryReply(retry_milliseconds=RETRY_MILLISECONDS)
+
+    def claim(self, caller: LaneCaller, request: lane_pb2.ClaimRequest) -> None:
+        """The caller's mount answers for a journal; where it has names to send, nobody else comes first."""
+        session, now = self.session_of(caller), self._clock.monotonic()
+        for directory in request.directories:
+            self.table.claim(session, (directory.store_id, directory.inode), now)
+        for oldest in self.table.over_limit(session):
+            self._start_recall(session, oldest)
+        if request.journal:
+            self.legacies.claim(session, request.journal)
+            self.look()
+
+    def look(self) -> None:
+        """See which journals have somebody who answers for them; to be repeated, since a lock ends by itself."""
+        before = self.legacies.open
+        try:
+            self.legacies.look(self._journals(), self._clock.monotonic())
+        except CollectiveError as error:  # what was seen the last time stands
+            self._observer.event("leases.journals_not_seen", reason=error.message)
+        if before and not self.legacies.open:
+            self._wake()
 
     async def renew(self, caller: LaneCaller) -> lane_pb2.RenewReply:
         """Another term for all leases of the connection. Raises: Unreachable when they lapsed."""
@@ -126,6 +158,9 @@ class LeaseDesk:
             if exact and (quiet := self.table.quiet_until - self._clock.monotonic()) > 0:
                 await asyncio.sleep(quiet)
             await self._clear(session, touched, exact=exact)
+            while exact and self.legacies.open:
+                await self._until_inherited()
+                await self._clear(session, touched, exact=exact)
             yield
         finally:
             self.table.finish(touched)
@@ -136,6 +171,18 @@ class LeaseDesk:
         if self.table.created(session, parent, directory, self._clock.monotonic()):
             for oldest in self.table.over_limit(session):
                 self._start_recall(session, oldest)
+
+    async def _until_inherited(self) -> None:
+        """Return when somebody answers for every journal. Raises: Unreachable."""
+        deadline = self._clock.monotonic() + EXACT_WAIT_SECONDS
+        while self.legacies.open:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                raise Unreachable(
+                    "what a mount that died had not sent is being taken up",
+                    "try again in a moment; mount.log says more",
+                )
+            await self._wait_moved(left)
 
     async def _clear(self, session: int | None, touched: set[Directory], *, exact: bool) -> None:
         deadline = self._clock.monotonic() + (EXACT_WAIT_SECONDS if exact else TERM_SECONDS)
@@ -207,6 +254,8 @@ class LeaseDesk:
         """The session ends with its connection."""
         await line.closed.wait()
         self._lines.pop(session, None)
+        self.legacies.leave(session)
+        self.look()  # before its leases are free
         now = self._clock.monotonic()
         self.table.end(session, now, known_there=line.was_closed_by_peer)
         self._note_in(now)
@@ -265,7 +314,12 @@ def _lapsed() -> Unreachable:
 
 
 def lease_handlers(desk: LeaseDesk, own_domain: str) -> Mapping[int, LaneHandler]:
-    """LANE_LEASE_DIRECTORY and LANE_RENEW, for mounts of `own_domain`."""
+    """LANE_CLAIM, LANE_LEASE_DIRECTORY and LANE_RENEW, for mounts of `own_domain`."""
+
+    async def claim(caller: LaneCaller, head: bytes, body: memoryview) -> tuple[bytes, Sequence[bytes]]:
+        _check_own(caller, own_domain)
+        desk.claim(caller, lane_pb2.ClaimRequest.FromString(bytes(body)))
+        return lane_pb2.ClaimReply().SerializeToString(), ()
 
     async def lease(caller: LaneCaller, head: bytes, body: memoryview) -> tuple[bytes, Sequence[bytes]]:
         _check_own(caller, own_domain)
@@ -276,7 +330,7 @@ def lease_handlers(desk: LeaseDesk, own_domain: str) -> Mapping[int, LaneHandler
         _check_own(caller, own_domain)
         return (await desk.renew(caller)).SerializeToString(), ()
 
-    return {lane_pb2.LANE_LEASE_DIRECTORY: lease, lane_pb2.LANE_RENEW: renew}
+    return {lane_pb2.LANE_CLAIM: claim, lane_pb2.LANE_LEASE_DIRECTORY: lease, lane_pb2.LANE_RENEW: renew}
 
 
 def _check_own(caller: LaneCaller, own_domain: str) -> None:

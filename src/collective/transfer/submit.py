@@ -5,6 +5,10 @@
     ... when exact:     behind what is queued -> owner, nothing is staged -> outcomes, or Unreachable
 
 Handing the same operation in twice changes nothing: its id is absorbed once, by the owner.
+
+What cannot be committed at all is found out by itself and refused, so that it holds up nothing else. What is refused
+of this home's own changes is kept where `collective pending` lists it: a mount told its programs long ago that all is
+well.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from dataclasses import dataclass, field
 
 from collective.catalog import Catalog, DataStore
 from collective.core.clock import Clock
-from collective.core.errors import CollectiveError, Refused
+from collective.core.errors import CollectiveError, Conflict, NotFound, Refused
 from collective.core.observe import Observer
 from collective.transfer.events import ChangeBell
 from collective.transfer.forward import Forwarder, Receipt
@@ -38,6 +42,8 @@ __all__ = ["StagedChanges", "SubmitDesk"]
 Staged = submit_pb2.StagedOperation
 Outcome = submit_pb2.OperationOutcome
 Outcomes = list[Outcome]
+FOR_GOOD = (Refused, NotFound, Conflict, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)
+"""What is about a change itself: it will be met again. All else (a full disk, doubt, an end) may pass, and is told."""
 OPERATIONS_PER_COMMIT = 512  # of batches that waited together; more would make the first wait for the last
 
 
@@ -93,9 +99,22 @@ class SubmitDesk:
         async with self._changing(session, store_id, sound, exact=exact):
             if store.owner == self.own_domain:
                 made, position = await self._commit(store_id, sound, self.own_domain, exact=exact)
+                if not exact:
+                    await self._keep_refused(store_id, sound, made)
             else:
                 made, position = await self.forwarder.send_exact(store, sound)
         return _reply(malformed, made, position)
+
+    async def _keep_refused(self, store_id: bytes, operations: Sequence[Staged], outcomes: Outcomes) -> None:
+        """What its makers believe to be safe stays readable, and is reported."""
+        refused = [
+            (staged, outcome.reason)
+            for staged, outcome in zip(operations, outcomes, strict=True)
+            if outcome.outcome == submit_pb2.REFUSED
+        ]
+        if refused:
+            await self.write(lambda: self.catalog.keep_refused(store_id, refused, now=self.clock.wall()))
+            self.bell.ring()
 
     async def stage(
         self, store: DataStore, operations: Sequence[Staged], *, session: int | None = None
@@ -175,7 +194,9 @@ class SubmitDesk:
                 group = _take_group(waiting)
                 try:
                     await self._commit_group(store_id, group)
-                except CollectiveError as error:
+                except FOR_GOOD as error:
+                    await self._commit_apart(store_id, group, self._known(error))
+                except Exception as error:
                     await self._commit_singly(store_id, group, error)
                 finally:
                     self.bell.ring()
@@ -185,41 +206,85 @@ class SubmitDesk:
                 batch.done.cancel()
 
     async def _commit_group(self, store_id: bytes, group: Sequence[_Batch]) -> None:
-        results: list[tuple[Outcomes, feed_pb2.Position | None]] = []
         operations = [staged for batch in group for staged in batch.operations]
+        outcomes, position = await self._write_entry(store_id, operations, group[0])
+        for batch in group:
+            made, outcomes = outcomes[: len(batch.operations)], outcomes[len(batch.operations) :]
+            self._answer(store_id, batch, made, position)
+
+    async def _write_entry(
+        self, store_id: bytes, operations: Sequence[Staged], like: _Batch
+    ) -> tuple[Outcomes, feed_pb2.Position | None]:
+        """All of it in one transaction, or nothing. Raises: what the catalogue does."""
+        results: list[tuple[Outcomes, feed_pb2.Position | None]] = []
 
         def commit() -> None:
             results.append(
                 self.catalog.commit_operations(
                     store_id,
                     operations,
-                    actor_domain=group[0].actor_domain,
+                    actor_domain=like.actor_domain,
                     now=self.clock.wall(),
-                    exact=group[0].exact,
+                    exact=like.exact,
                     choose_members=self.choose_members,
                 )
             )
 
         await self.write(commit)
-        outcomes, position = results[0]
-        for batch in group:
-            made, outcomes = outcomes[: len(batch.operations)], outcomes[len(batch.operations) :]
-            self._tell(store_id, batch, made)
-            if not batch.done.done():
-                batch.done.set_result((made, position))
+        return results[0]
 
-    async def _commit_singly(self, store_id: bytes, group: Sequence[_Batch], error: CollectiveError) -> None:
-        """Something in the group could not be written; the batches that can be are."""
+    def _answer(self, store_id: bytes, batch: _Batch, made: Outcomes, position: feed_pb2.Position | None) -> None:
+        self._tell(store_id, batch, made)
+        if not batch.done.done():
+            batch.done.set_result((made, position))
+
+    async def _commit_singly(self, store_id: bytes, group: Sequence[_Batch], error: Exception) -> None:
+        """Nothing could be written, or not so much at once; the batches that can be are."""
         for batch in group:
             if len(group) > 1:
                 try:
                     await self._commit_group(store_id, [batch])
-                except CollectiveError as own_error:
+                except Exception as own_error:
                     error = own_error
                 else:
                     continue
             if not batch.done.done():
                 batch.done.set_exception(error)
+
+    async def _commit_apart(self, store_id: bytes, group: Sequence[_Batch], error: CollectiveError) -> None:
+        """Something in the group cannot be committed, now or later: each change by itself, what cannot be even then is
+        refused. Whoever waits for an exact change is told."""
+        for batch in group:
+            try:
+                if batch.exact:
+                    raise error
+                outcomes: Outcomes = []
+                position: feed_pb2.Position | None = None
+                for staged in batch.operations:
+                    outcome, at = await self._commit_alone(store_id, staged, batch)
+                    outcomes.append(outcome)
+                    position = at or position
+                self._answer(store_id, batch, outcomes, position)
+            except Exception as failure:
+                if not batch.done.done():
+                    batch.done.set_exception(failure)
+
+    async def _commit_alone(
+        self, store_id: bytes, staged: Staged, batch: _Batch
+    ) -> tuple[Outcome, feed_pb2.Position | None]:
+        """Raises: what may pass."""
+        try:
+            outcomes, position = await self._write_entry(store_id, [staged], batch)
+        except FOR_GOOD as error:
+            return refusal(self._known(error)), None
+        return outcomes[0], position
+
+    def _known(self, error: Exception) -> CollectiveError:
+        """An error of ours, of whatever it was."""
+        if isinstance(error, CollectiveError):
+            return error
+        self.observer.event("submit.unexpected", kind=type(error).__name__, reason=str(error))
+        return CollectiveError(f"it cannot be committed: {type(error).__name__}: {error}")
 
     def _tell(self, store_id: bytes, batch: _Batch, outcomes: Outcomes) -> None:
         for staged, outcome in zip(batch.operations, outcomes, strict=True):

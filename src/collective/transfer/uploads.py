@@ -68,14 +68,17 @@ class UploadDesk:
         return reply
 
     async def await_level(self, request: control_pb2.AwaitLevelRequest) -> control_pb2.AwaitLevelReply:
-        """Wait until two members hold it, or the time is over; the reply says how far it came."""
+        """Wait until two members hold it, or the time is over; the reply says how far it came. Without version and
+        position it is everything that was changed in the DataStore before."""
         deadline = self.clock.monotonic() + request.timeout_milliseconds / 1000
         while True:
             counter = self.catalog.change_counter()
+            if not request.version_id and not request.position.seq:
+                request.position.CopyFrom(self._last_entry(request.store_id))
             if request.version_id:
                 holders = self.catalog.holders(request.store_id, request.version_id)
             elif request.position.seq:
-                holders = self.catalog.holders_of_entry(request.store_id, request.position)
+                holders = self._holders_of_entry(request.store_id, request.position)
             else:
                 holders = [self.own_domain]  # staged here, and in no entry yet
             level = LEVEL_TWO if len(holders) >= 2 else LEVEL_LOCAL
@@ -84,3 +87,15 @@ class UploadDesk:
                 reason = "" if level == request.level else "no second member has said yet that it holds it"
                 return control_pb2.AwaitLevelReply(level=level, holders=holders, reason=reason)
             await self.bell.wait_past(counter, min(left, LOOK_SECONDS))
+
+    def _last_entry(self, store_id: bytes) -> feed_pb2.Position:
+        """The entry that carries the last change made here; an empty one while changes wait for their owner."""
+        if store_id in self.catalog.stores_with_staged_work():
+            return feed_pb2.Position()
+        return self.catalog.heads().get(store_id, feed_pb2.Position())
+
+    def _holders_of_entry(self, store_id: bytes, position: feed_pb2.Position) -> list[str]:
+        """This home too, once it has the entry."""
+        head = self.catalog.heads().get(store_id)
+        here = [self.own_domain] if head is not None and head.seq >= position.seq else []
+        return list(dict.fromkeys([*here, *self.catalog.holders_of_entry(store_id, position)]))

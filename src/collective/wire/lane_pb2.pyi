@@ -64,6 +64,8 @@ class _LaneMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaneMethod
     """body: BeginUploadRequest; reply body: BeginUploadReply (control.proto)"""
     LANE_AWAIT_LEVEL: _LaneMethod.ValueType  # 18
     """body: AwaitLevelRequest; reply body: AwaitLevelReply (control.proto)"""
+    LANE_CLAIM: _LaneMethod.ValueType  # 19
+    """first of all: what is unsent in the mount's journal; body: ClaimRequest"""
 
 class LaneMethod(_LaneMethod, metaclass=_LaneMethodEnumTypeWrapper):
     """Method numbers. Requests and replies are named after them."""
@@ -107,6 +109,8 @@ LANE_BEGIN_UPLOAD: LaneMethod.ValueType  # 17
 """body: BeginUploadRequest; reply body: BeginUploadReply (control.proto)"""
 LANE_AWAIT_LEVEL: LaneMethod.ValueType  # 18
 """body: AwaitLevelRequest; reply body: AwaitLevelReply (control.proto)"""
+LANE_CLAIM: LaneMethod.ValueType  # 19
+"""first of all: what is unsent in the mount's journal; body: ClaimRequest"""
 Global___LaneMethod: _TypeAlias = LaneMethod  # noqa: Y015
 
 @_typing.final
@@ -764,6 +768,48 @@ class RecallReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecallReply: _TypeAlias = RecallReply  # noqa: Y015
+
+@_typing.final
+class ClaimRequest(_message.Message):
+    """The journal that this connection's mount answers for (0: the next claim of it names one), and the directories in which
+    what is unsent in it puts or takes names.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
+    journal: _builtins.int
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseDirectoryRequest]: ...
+    def __init__(
+        self,
+        *,
+        journal: _builtins.int = ...,
+        directories: _abc.Iterable[Global___LeaseDirectoryRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directories", b"directories", "journal", b"journal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimRequest: _TypeAlias = ClaimRequest  # noqa: Y015
+
+@_typing.final
+class ClaimReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimReply: _TypeAlias = ClaimReply  # noqa: Y015
 
 @_typing.final
 class RenewRequest(_message.Message):
