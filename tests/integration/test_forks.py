@@ -1,4 +1,4 @@
-"""Real processes: a home that was copied signs two histories. Both are kept, everybody is told, the first one counts."""
+"""Real processes: a copied home signs two histories. Both are kept, everybody is told, the first one counts."""
 
 from __future__ import annotations
 

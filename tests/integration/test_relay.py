@@ -18,8 +18,8 @@ def names(home: Home, path: str) -> set[str]:
 
 
 def test_homes_behind_an_untrusted_relay(federation: Federation, tmp_path: Path) -> None:
-    """alice is told of, and reached, through a relay alone. While it meddles, what bob gets is right or refused; when it
-    stops, both homes are level, nobody was led to believe in two histories, and nothing unforeseen was met."""
+    """alice is told of, and reached, through a relay alone. While it meddles, what bob gets is right or refused; when
+    it stops, both homes are level, nobody was led to believe in two histories, and nothing unforeseen was met."""
     ports = free_ports(3)
     with Relay(ports[0]) as control, Relay(ports[1]) as lane:
         alice = federation.found("alice", ports=ports, told_ports=[control.port, lane.port])

@@ -1,4 +1,4 @@
-"""A relay between members that nobody should trust: everything that passes through it may come out as something else."""
+"""A relay between members that nobody should trust: all that passes through it may come out as something else."""
 
 from __future__ import annotations
 
