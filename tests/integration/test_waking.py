@@ -48,7 +48,8 @@ def replace_database(home: Home, files: dict[str, bytes]) -> None:
 
 
 def test_yesterdays_database_with_one_member_away(three: Federation, tmp_path: Path) -> None:
-    """alice wakes up in doubt, says so, signs nothing; without carol she goes on; what carol alone had comes back."""
+    """alice wakes up in doubt, says so, signs nothing and keeps what she is asked to do, through a kill; without carol
+    she goes on and signs it; what carol alone had comes back."""
     alice, bob, carol = three.homes["alice"], three.homes["bob"], three.homes["carol"]
     put(alice, tmp_path, "before")
     wait_for_names(bob, "before")
@@ -73,19 +74,26 @@ def test_yesterdays_database_with_one_member_away(three: Federation, tmp_path: P
     first_line = alice.ok("status").out.splitlines()[0]
     for word in ("in doubt", "/media", "carol.media.collective", "collective coordinator --without"):
         assert word in first_line, first_line
-    (tmp_path / "refused").write_text("not now")
-    refused = alice.run("put", tmp_path / "refused", "/media/refused")
-    assert refused.code == 1
-    assert "--without carol.media.collective" in refused.err
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "kept").write_bytes(content)
+    stored = alice.ok("put", tmp_path / "kept", "/media/kept")
+    assert "level local" in stored.out
+    assert "--without carol.media.collective" in stored.err
+    for words in (("mkdir", "/media/new"), ("mv", "/media/kept", "/media/new/moved"), ("rm", "/media/told")):
+        assert "this home is in doubt" in alice.ok(*words).err
+    wait_for_names(alice, "before", "new/")
+    assert [row["state"] for row in alice.ok("pending", "--json").json["pending"]] == ["waiting"] * 4
 
-    alice.stop()
+    alice.kill()
     alice.start("--without", "carol")
-    wait_for(lambda: alice.status()["doubt"] is None, "the doubt to end")
+    wait_for(lambda: alice.status()["doubt"] is None and not alice.status()["pending"], "what was kept to be signed")
     put(alice, tmp_path, "after")
-    wait_for_names(bob, "before", "told", "after")
+    wait_for_names(bob, "before", "new/", "after")
+    bob.ok("get", "/media/new/moved", tmp_path / "moved-back")
+    assert (tmp_path / "moved-back").read_bytes() == content
 
     carol.start()
-    everything = ("before", "told", "after", "carols")
+    everything = ("before", "new/", "after", "carols")
     wait_for_names(alice, *everything)
     wait_for_names(bob, *everything)
     wait_for_names(carol, *everything)

@@ -21,6 +21,7 @@ from collective.identity import ComponentKind, Level, save_certificate
 from collective.net.channels import Channels, LocalChannel
 from collective.net.rpc import MESSAGE_LIMIT_BYTES, Caller, Row, RpcServer, contract_methods
 from collective.net.tls import client_context
+from collective.net.versions import Spoken
 from collective.wire import control_pb2
 
 PING = "/collective.v1.Federation/Ping"
@@ -449,3 +450,35 @@ async def test_a_suspended_peer_is_noticed(wires, federation, tmp_path):
     finally:
         process.kill()
         await process.wait()
+
+
+async def test_control_versions_are_negotiated(wires, monkeypatch):
+    """N speaks with N-1 and with N+1 that still speaks N; two that share no version part with a reason."""
+    await wires.serve([open_row(method, answering(method)) for method in contract_methods()])
+    channels = wires.channels()
+    for spoken in (Spoken("control", 1, 1), Spoken("control", 2, 1)):
+        monkeypatch.setattr("collective.net.channels.CONTROL", spoken)
+        assert await wires.ask(channels, PING) == control_pb2.PingReply()
+        assert await wires.ask(channels, FOLLOW) == [control_pb2.FollowReply()]
+    monkeypatch.setattr("collective.net.channels.CONTROL", Spoken("control", 3, 2))
+    for method in (PING, FOLLOW):
+        with pytest.raises(Refused, match="speaks control versions 2-3, this side 1-1") as caught:
+            await wires.ask(channels, method)
+        assert "update the older" in str(caught.value.hint)
+    monkeypatch.setattr("collective.net.rpc.CONTROL", Spoken("control", 2, 2))
+    monkeypatch.setattr("collective.net.channels.CONTROL", Spoken("control", 1, 1))
+    with pytest.raises(Refused, match="1-1, this side 2-2"):
+        await wires.ask(channels, PING)
+    monkeypatch.setattr("collective.net.channels._spoken", lambda: (("collective-versions", "soon"),))
+    with pytest.raises(Refused, match="cannot be read"):
+        await wires.ask(channels, PING)
+
+
+async def test_a_peer_that_names_no_version_speaks_the_first(wires, monkeypatch):
+    """Served by who still speaks it, refused by who does not."""
+    await wires.serve([open_row(method, answering(method)) for method in contract_methods()])
+    monkeypatch.setattr("collective.net.channels._spoken", lambda: ())
+    assert await wires.ask(wires.channels(), PING) == control_pb2.PingReply()
+    monkeypatch.setattr("collective.net.rpc.CONTROL", Spoken("control", 3, 2))
+    with pytest.raises(Refused, match="1-1"):
+        await wires.ask(wires.channels(), PING)

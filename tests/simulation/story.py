@@ -32,10 +32,17 @@ class StoryFailed(AssertionError):
 class Story:
     """The members of one seed over real catalogues."""
 
-    def __init__(self, seed: int, template: Template, folder: Path, steps: int = 25) -> None:
+    def __init__(
+        self,
+        seed: int,
+        template: Template,
+        folder: Path,
+        steps: int = 25,
+        network_class: Callable[..., Network] = Network,
+    ) -> None:
         self.seed = seed
         self.random = Random(seed)
-        network = Network(
+        network = network_class(
             loss=self.random.choice([0.0, 0.05, 0.2]),
             duplication=self.random.choice([0.0, 0.1]),
             most_delay=self.random.choice([0.002, 0.05, 0.5]),
@@ -202,8 +209,7 @@ class Story:
 
     def _mend(self) -> None:
         self.world.run(3)
-        self.world.network.heal()
-        self.world.network.loss = self.world.network.duplication = 0.0
+        self.world.network.mend()
         for member in self.members:
             if member.engine is None:
                 member.start()
@@ -286,6 +292,8 @@ class Story:
                         raise self._failed(f"the {table} of {store.path!r} differ at {member.name} and {owner.name}")
             if self._feeds(member).catalog.doubtful_feeds():
                 raise self._failed(f"{member.name} is in doubt of its own feeds")
+            if self._feeds(member).catalog.forked_feeds():
+                raise self._failed(f"{member.name} was led to believe that somebody signed two histories")
 
     def _check_statements(self) -> None:
         """Everybody knows everybody's newest statement, and that all is level."""

@@ -10,6 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -137,6 +138,21 @@ class Network:
 
     def heal(self) -> None:
         self.blocked.clear()
+
+    def mend(self) -> None:
+        """Nothing happens to messages any more but delay."""
+        self.heal()
+        self.loss = self.duplication = 0.0
+
+    # what a relay in between may do (relay.py); a network has none
+
+    def passing(self, source: str, target: str, raw: bytes) -> Iterable[tuple[str, str, bytes]]:
+        """What arrives instead of a message: (over whose connection, at whom, what)."""
+        return [(source, target, raw)]
+
+    def answering(self, answer: list[tuple[bytes, list[bytes]]]) -> list[tuple[bytes, list[bytes]]]:
+        """What arrives instead of the entries, by feed, that answer a pull."""
+        return answer
 
 
 def stand_in_sign(domain: str) -> Callable[[bytes], bytes]:
@@ -308,8 +324,8 @@ class Member:
         if target.engine is None and world.network.refuses and (self.name, peer) not in world.network.blocked:
             world.at(world.now + world.network.most_delay, lambda: self._refused(peer, life))
             return
-        name = self.name
-        world.carry(name, peer, len(raw), lambda: target.receive(name, raw))
+        for sender, receiver, arriving in world.network.passing(self.name, peer, raw):
+            world.carry(self.name, peer, len(arriving), partial(world.members[receiver].receive, sender, arriving))
 
     def _refused(self, peer: str, life: int) -> None:
         if self.engine is not None and self.life == life:
@@ -341,7 +357,8 @@ class Member:
                 return
             allowed = [feed for feed in feeds if source.feeds.may_follow(asker.name, feed)]
             in_order = source.feeds.in_order(allowed)
-            found = [(feed, source.feeds.entries_beyond(feed, here.get(feed))) for feed in in_order]
+            told = [(feed, source.feeds.entries_beyond(feed, here.get(feed))) for feed in in_order]
+            found = world.network.answering(told)
             size = sum(len(raw) for _, entries in found for raw in entries)
             world.network.entry_bytes += size
             world.carry(peer, asker.name, size + 200, lambda: arrive(found))

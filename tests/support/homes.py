@@ -59,6 +59,7 @@ class Home:
     """One member's home on this machine and the processes that belong to it.
 
     `address`: where it listens and is reached; `lane_host` and `node_host`: where those two listen, when elsewhere.
+    `told_ports`: where others are told that its gRPC port and its lane are, when something lies between.
     """
 
     path: Path
@@ -70,11 +71,13 @@ class Home:
     address: str = "127.0.0.1"
     lane_host: str = ""
     node_host: str = ""
+    told_ports: list[int] = field(default_factory=list)
     prefix: list[str] = field(default_factory=list)  # words before each command: where it runs (support/networks)
 
     @property
     def endpoint(self) -> str:
-        return f"lan:{self.address}:{self.ports[0]},{self.ports[1]}"
+        grpc, lane = (self.told_ports or self.ports)[:2]
+        return f"lan:{self.address}:{grpc},{lane}"
 
     def command(self, *arguments: str | Path) -> list[str]:
         return [

@@ -238,12 +238,16 @@ class Catalog(Ledger):
         )
 
     def stage(self, store_id: bytes, changes: Sequence[submit_pb2.StagedOperation], *, now: float) -> list[int]:
-        """Keep changes for the owner of a foreign DataStore; their numbers here."""
+        """Keep changes for a DataStore's owner, who cannot commit them now; their numbers here."""
         return staged.stage(self, store_id, changes, now=now)
 
     def staged_batch(self, store_id: bytes, limit: int = 256, max_bytes: int = 4 * MIB) -> list[staged.StagedRow]:
         """The next changes to be sent to an owner, in order."""
         return staged.staged_batch(self, store_id, limit, max_bytes)
+
+    def has_staged_work(self, store_id: bytes) -> bool:
+        """Whether changes to a DataStore wait to be sent."""
+        return staged.has_work(self, store_id)
 
     def stores_with_staged_work(self) -> list[bytes]:
         """The DataStores with changes that wait to be sent."""

@@ -11,6 +11,7 @@ import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -105,7 +106,7 @@ class Facts:
         return [
             Member(
                 domain=str(domain),
-                ca_certificate=x509.load_der_x509_certificate(as_bytes(ca)),
+                ca_certificate=_certificate(as_bytes(ca)),
                 generation=as_int(generation),
                 feed_id=as_bytes(feed_id),
                 removed=bool(removed),
@@ -365,6 +366,12 @@ class Facts:
 def as_int(value: object) -> int:
     assert isinstance(value, int)
     return value
+
+
+@lru_cache(maxsize=256)
+def _certificate(der: bytes) -> x509.Certificate:
+    """Members' CAs are asked for at every change, and hardly ever change themselves."""
+    return x509.load_der_x509_certificate(der)
 
 
 def as_bytes(value: object) -> bytes:

@@ -2,17 +2,34 @@
 
 A block is leased once, in the feed, and belongs to its member for ever: what was created while the owner was away keeps
 its number. Numbers that get lost on the way (a mount that dies with some in hand) are never used; 2^40 last.
+
+In doubt nothing can be leased, and which numbers the lost entries gave out is not known. A new epoch leaves a gap of
+2^24 above every number before it (`apply.open_numbers`); what is created in doubt is numbered from the third quarter of
+that gap, beginning at a random block: neither what was lost nor another doubt on the same database comes there. Such a
+block is leased in the entry that first uses it.
 """
 
 from __future__ import annotations
 
+import os
+
+from collective.catalog.apply import NUMBER_GAP
 from collective.catalog.facts import as_int
 from collective.catalog.ledger import Ledger
 from collective.catalog.tree import MAX_NUMBER, ROOT_NUMBER
 from collective.core.errors import Full, Refused, Unreachable
 from collective.wire import feed_pb2
 
-__all__ = ["BLOCK_COUNT", "add_numbers", "lease_numbers", "stock_count", "take_number", "take_numbers"]
+__all__ = [
+    "BLOCK_COUNT",
+    "add_numbers",
+    "block_in_gap",
+    "lease_numbers",
+    "leased_to",
+    "stock_count",
+    "take_number",
+    "take_numbers",
+]
 
 BLOCK_COUNT = 65_536
 MAX_UNUSED_BLOCKS = 64  # of one member: 4 million numbers with not one file to show for it
@@ -23,16 +40,13 @@ def lease_numbers(ledger: Ledger, store_id: bytes, domain: str, count: int) -> r
 
     Raises: Refused (not the owner), Full (no numbers left, or the member used none of very many).
     """
-    with ledger.change() as connection:
+    with ledger.change():
         store = ledger.store(store_id)
         if store.owner != ledger.own_domain:
             raise Refused(f"{store.owner} gives out that DataStore's numbers")
         _check_use(ledger, store.store_number, domain)
         blocks = min(max(-(-count // BLOCK_COUNT), 1), 16)
-        row = connection.execute(
-            "SELECT next_number FROM store_numbers WHERE store = ?", (store.store_number,)
-        ).fetchone()
-        first = row[0] if row else ROOT_NUMBER + 1
+        first = _next_number(ledger, store.store_number)
         if first + blocks * BLOCK_COUNT > MAX_NUMBER:
             raise Full("the DataStore has given out all its inode numbers", "make another DataStore")
         lease = feed_pb2.NumberLease(member_domain=domain, first=first, count=blocks * BLOCK_COUNT)
@@ -86,7 +100,7 @@ def stock_count(ledger: Ledger, store_id: bytes) -> int:
 def take_numbers(ledger: Ledger, store_id: bytes, count: int) -> range | None:
     """Up to `count` numbers out of the stock, each handed out once. None: there are none.
 
-    The stock of an own DataStore fills itself and never runs out.
+    The stock of an own DataStore fills itself and never runs out, in doubt from the gap.
     """
     with ledger.change() as connection:
         query = "SELECT first, count FROM number_stock WHERE feed_id = ? ORDER BY first LIMIT 1"
@@ -94,7 +108,10 @@ def take_numbers(ledger: Ledger, store_id: bytes, count: int) -> range | None:
         if row is None:
             if ledger.store(store_id).owner != ledger.own_domain:
                 return None
-            add_numbers(ledger, store_id, lease_numbers(ledger, store_id, ledger.own_domain, count))
+            if ledger.is_in_doubt(store_id):
+                add_numbers(ledger, store_id, _numbers_in_doubt(ledger, store_id))
+            else:
+                add_numbers(ledger, store_id, lease_numbers(ledger, store_id, ledger.own_domain, count))
             row = connection.execute(query, (store_id,)).fetchone()
         first, held = row
         taken = min(max(count, 1), held)
@@ -102,6 +119,31 @@ def take_numbers(ledger: Ledger, store_id: bytes, count: int) -> range | None:
         if taken < held:
             connection.execute("INSERT INTO number_stock VALUES (?, ?, ?)", (store_id, first + taken, held - taken))
         return range(first, first + taken)
+
+
+def _numbers_in_doubt(ledger: Ledger, store_id: bytes) -> range:
+    """What a doubt may number with: a quarter of the gap that the next epoch will leave, from a random block on."""
+    blocks = NUMBER_GAP // 4 // BLOCK_COUNT
+    begin = (_next_number(ledger, ledger.store(store_id).store_number) + NUMBER_GAP // 2) // BLOCK_COUNT + 1
+    first = (begin + os.urandom(1)[0] % blocks) * BLOCK_COUNT
+    return range(first, first + NUMBER_GAP // 4 - BLOCK_COUNT)
+
+
+def block_in_gap(ledger: Ledger, store: int, number: int) -> feed_pb2.NumberLease | None:
+    """The lease, to the owner, of the block around a number that lies in a gap; None when somebody may have it."""
+    first = number // BLOCK_COUNT * BLOCK_COUNT
+    if not first or first + BLOCK_COUNT > _next_number(ledger, store):
+        return None
+    overlapping = "SELECT 1 FROM number_leases WHERE store = ? AND first < ? AND first + count > ?"
+    if ledger._one(overlapping, store, first + BLOCK_COUNT, first) is not None:
+        return None
+    return feed_pb2.NumberLease(member_domain=ledger.own_domain, first=first, count=BLOCK_COUNT)
+
+
+def _next_number(ledger: Ledger, store: int) -> int:
+    """The lowest number never given out, as far as it is known here."""
+    row = ledger._one("SELECT next_number FROM store_numbers WHERE store = ?", store)
+    return as_int(row[0]) if row else ROOT_NUMBER + 1
 
 
 def take_number(ledger: Ledger, store_id: bytes) -> int:

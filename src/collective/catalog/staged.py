@@ -2,6 +2,7 @@
 
 A change that another member has to commit is kept in the table `staged` until its entry came back by the feed and is
 applied, in that very transaction (catalog/apply). Until then this home shows it (catalog/reader) and holds its content.
+In doubt (catalog/waking) this home's own DataStores are written to in the same way: nobody can commit just now.
 
     waiting   not sent, or sent and not answered
     done      the owner has it in its feed; the entry is on its way here
@@ -29,6 +30,7 @@ __all__ = [
     "Pending",
     "StagedRow",
     "discard",
+    "has_work",
     "is_staged",
     "keep_refused",
     "note_outcomes",
@@ -71,12 +73,10 @@ def stage(ledger: Ledger, store_id: bytes, staged: Sequence[submit_pb2.StagedOpe
     """Keep changes for the owner, in order; their numbers here. Staging the same id again is the same row.
 
     A change that is in the feed here already is not staged again: its number is 0. `now` in seconds since 1970.
-    Raises: Refused (one's own DataStore, a change without id), Full.
+    Raises: Refused (a change without id), Full.
     """
     with ledger.change() as connection:
         store = ledger.store(store_id)
-        if store.owner == ledger.own_domain:
-            raise Refused("changes of an own DataStore are committed, not staged")
         (count,) = connection.execute("SELECT count(*) FROM staged WHERE feed_id = ?", (store_id,)).fetchone()
         if count + len(staged) > MAX_STAGED_PER_STORE:
             raise Full(f"{count} changes wait for {store.owner} already", "see what is pending: collective pending")
@@ -133,6 +133,11 @@ def stores_with_work(ledger: Ledger) -> list[bytes]:
     """The DataStores with changes that wait to be sent."""
     rows = ledger._all("SELECT DISTINCT feed_id FROM staged WHERE state = ?", WAITING)
     return [as_bytes(feed) for (feed,) in rows]
+
+
+def has_work(ledger: Ledger, store_id: bytes) -> bool:
+    """Whether a change waits to be sent, before which no later one may be done."""
+    return ledger._one("SELECT 1 FROM staged WHERE feed_id = ? AND state = ? LIMIT 1", store_id, WAITING) is not None
 
 
 def staged_batch(ledger: Ledger, store_id: bytes, limit: int = 256, max_bytes: int = 4 * MIB) -> list[StagedRow]:

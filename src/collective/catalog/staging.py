@@ -17,7 +17,7 @@ from collective.catalog.entry import operation_hash
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
 from collective.catalog.models import DataStore
-from collective.catalog.numbers import leased_to, was_lost
+from collective.catalog.numbers import block_in_gap, leased_to, was_lost
 from collective.catalog.obstacles import View, find_obstacle, numbers_of
 from collective.catalog.overlay import Overlay
 from collective.catalog.placements import put_pages
@@ -128,6 +128,7 @@ class _Part:
 
     operations: list[feed_pb2.TreeOperation] = field(default_factory=list)
     layouts: list[feed_pb2.Layout] = field(default_factory=list)
+    leases: list[feed_pb2.NumberLease] = field(default_factory=list)
     size_bytes: int = 0
 
 
@@ -211,10 +212,21 @@ class Batch:
         refusal = self._rights.check(operation)
         if not refusal and operation.HasField("create") and numbered_by_writer:
             number = operation.create.inode
-            leased = any(number in block for block in self._numbers)
+            leased = any(number in block for block in self._numbers) or self._lease_from_gap(number)
             if not leased and not was_lost(self._ledger, self._store.store_number, number):
                 return "an inode number that was not leased to the writer"
         return refusal
+
+    def _lease_from_gap(self, number: int) -> bool:
+        """What this home numbered in doubt becomes its own by the entry that uses it (catalog/numbers)."""
+        if self._domain != self._store.owner:
+            return False
+        lease = block_in_gap(self._ledger, self._store.store_number, number)
+        if lease is None:
+            return False
+        self._numbers.append(range(lease.first, lease.first + lease.count))
+        self._parts[-1].leases.append(lease)
+        return True
 
     def layout_for(
         self, staged: submit_pb2.StagedOperation, operation: feed_pb2.TreeOperation
@@ -277,6 +289,7 @@ class Batch:
                     self._store.feed_id,
                     layouts=part.layouts,
                     operations=part.operations,
+                    leases=part.leases,
                     absorbed=[operation_hash(one.id) for one in part.operations] if foreign else (),
                 )
         return position

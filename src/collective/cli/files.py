@@ -106,13 +106,10 @@ def _tell_put(result: PutResult, address: str, as_json: bool) -> None:
     )
     if result.sent_bytes < result.bytes:
         click.echo(f"  {format_size(result.bytes - result.sent_bytes)} were there already and not sent again")
-    for text in result.notes:
+    for text in dict.fromkeys(result.notes):
         note(text)
     if result.staged:
-        note(
-            f"{result.staged} of them wait here for their owner, who is away; they are sent when it is back,"
-            " see `collective pending`"
-        )
+        note(f"{result.staged} of them wait here; `collective pending` lists them")
     if result.skipped:
         note(f"{result.skipped} links, devices and sockets were left out")
 

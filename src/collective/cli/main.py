@@ -32,7 +32,7 @@ __all__ = ["main"]
         "cp": ("collective.cli.versions", "cp", "copy within a DataStore, without moving bytes"),
         "versions": ("collective.cli.versions", "versions", "what a file was before"),
         "restore": ("collective.cli.versions", "restore", "bring an earlier version back"),
-        "pending": ("collective.cli.versions", "pending", "changes that wait for another member, or were refused"),
+        "pending": ("collective.cli.versions", "pending", "changes that wait to be committed, or were refused"),
         "mkdir": ("collective.cli.files", "mkdir", "make a folder"),
         "mount": ("collective.cli.mounts", "mount", "show the library as a folder"),
         "umount": ("collective.cli.mounts", "umount", "take the folder away"),

@@ -72,7 +72,7 @@ def restore(context: click.Context, address: str, seq: int, destination: str) ->
 @json_option
 @click.pass_context
 def pending(context: click.Context, numbers: tuple[int, ...], as_json: bool) -> None:
-    """Changes to other members' DataStores that wait for their owner, or that the owner refused."""
+    """Changes that wait for their DataStore's owner (this home itself, while in doubt), or that it refused."""
     home = home_of(context)
     if numbers:
         discarded = start(discard_pending(home, list(numbers), SystemClock()))

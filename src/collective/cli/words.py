@@ -60,7 +60,7 @@ def tell_commit(reply: control_pb2.CommitReply) -> None:
     for text in reply.notes:
         note(text)
     if reply.staged:
-        note("its owner is away: the change is kept here and sent when it is back; see `collective pending`")
+        note("`collective pending` lists what is kept here")
 
 
 def describe_peer(peer: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from collective.core.errors import Refused
 
@@ -123,6 +124,7 @@ class FederatedAddress:
         return f"{self.local_part}.{self.domain}"
 
 
+@lru_cache(maxsize=1024)  # every change of a mount names the same actor
 def parse_address(text: str | bytes) -> FederatedAddress:
     """A component or resource address. Raises: Refused with the reason."""
     raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text

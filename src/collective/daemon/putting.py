@@ -35,7 +35,7 @@ class PutResult:
     """What a put did; `seconds` until acknowledged locally, `level_seconds` until the level asked for.
 
     `asked` is the level waited for: the one given, else the DataStore's own. `skipped` counts links and devices,
-    `staged` files that wait here for an owner who is away, `notes` says what was kept under another name.
+    `staged` files that wait here, `notes` says why they do and what was kept under another name.
     """
 
     files: int = 0
@@ -98,9 +98,7 @@ async def put_path(
         result.seconds = clock.monotonic() - began
         result.asked = "two" if "two" in levels else "local"
         if result.staged and level is None:
-            level_timeout_seconds = (
-                0.0  # while its owner is away no second member can have it, and nobody asked to wait
-            )
+            level_timeout_seconds = 0.0  # in no entry yet, it cannot be held twice; and nobody asked to wait
         await _await_level(control, commits, level_timeout_seconds, result)
         result.level_seconds = clock.monotonic() - began
     return result

@@ -23,7 +23,8 @@ from collective.wire import feed_pb2
 
 __all__ = ["Tending", "guarded", "pledge"]
 
-TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
+TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and when something changed …
+REST_SECONDS = 0.1  # … with so much between two rounds: a stream of changes is looked at in portions
 NODE_STATUS_SECONDS = 10.0
 FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
 
@@ -66,20 +67,22 @@ class Tending:
         await guarded(self.observer, "card", self.update_card)
 
     async def every_change(self) -> None:
-        """Each room's tick, at every change and at least every few ticks. Ends by cancellation."""
+        """Each room's tick, when something changed and at least every tick. Ends by cancellation."""
         started = self.clock.monotonic()
         status_due, known_nodes = 0.0, 0
-        counter = -1
-        while True:
+
+        async def look() -> None:
+            nonlocal status_due, known_nodes
             now = self.clock.monotonic()
             if now >= status_due or len(self.nodes.all()) != known_nodes:
                 status_due, known_nodes = now + NODE_STATUS_SECONDS, len(self.nodes.all())
                 keeps_absent = now - started < FORGET_NODES_SECONDS
                 await guarded(self.observer, "nodes", self.nodes.refresh)
                 await guarded(self.observer, "heads", lambda: compare_heads(self.catalog, self.nodes, self.observer))
-                await guarded(self.observer, "card", lambda keeps=keeps_absent: self.update_card(keeps))  # type: ignore[misc]
+                await guarded(self.observer, "card", lambda: self.update_card(keeps_absent))
             await guarded(self.observer, "tend", self._tend)
-            counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
+
+        await self.bell.rounds(look, idle_seconds=TICK_SECONDS, rest_seconds=REST_SECONDS)
 
     async def make_copies(self) -> None:
         """Copies in a loop of their own: a large one takes hours and must not hold up keys and grants."""
@@ -90,10 +93,10 @@ class Tending:
         await self._at_every_change("refetch", self.refetch.tick)
 
     async def _at_every_change(self, what: str, tick: Callable[[float], Awaitable[None]]) -> None:
-        counter = -1
-        while True:
+        async def look() -> None:
             await guarded(self.observer, what, lambda: tick(self.clock.monotonic()))
-            counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
+
+        await self.bell.rounds(look, idle_seconds=TICK_SECONDS, rest_seconds=REST_SECONDS)
 
     async def _tend(self) -> None:
         def care() -> bool:

@@ -22,6 +22,7 @@ from collective.transfer.uploads import UploadDesk
 
 __all__ = ["Writing", "join_writing"]
 
+REST_SECONDS = 0.25  # between two looks
 LOOK_SECONDS = 1.0  # how often stocks of numbers, and who was met again, are looked at when nothing changes
 
 
@@ -53,10 +54,12 @@ class Writing:
 
     async def run(self) -> None:
         """Send on what an earlier run left staged, and keep numbers in stock. Ends by cancellation."""
-        while True:
+
+        async def look() -> None:
             await guarded(self.observer, "forwarding", self.forwarder.tick)
             await guarded(self.observer, "numbers", self.numbers.tick)
-            await self.bell.wait_past(self.catalog.change_counter(), LOOK_SECONDS)
+
+        await self.bell.rounds(look, idle_seconds=LOOK_SECONDS, rest_seconds=REST_SECONDS)
 
     async def close(self) -> None:
         """Call the leases back, commit what was taken in, stop sending."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from collective.catalog import Catalog
@@ -23,7 +23,7 @@ class ChangesReport:
     catalog: Catalog
 
     def pending(self) -> list[dict[str, object]]:
-        """Changes of this home to other members' DataStores that are not settled, by owner and state."""
+        """Changes of this home that are not settled, by their DataStore's owner and state."""
         counts: Counter[tuple[str, str]] = Counter()
         reasons: dict[tuple[str, str], str] = {}
         oldest: dict[tuple[str, str], int] = {}
@@ -68,11 +68,7 @@ class ChangesReport:
                     "collective pending lists them; collective pending --discard N forgets one",
                 )
             elif now * 1000 - int(str(row["since_milliseconds"])) > WAITING_SECONDS * 1000:
-                yield Finding(
-                    "warning",
-                    f"{row['changes']} changes wait for {row['owner']}",
-                    "they are sent when it is reached again; collective pending lists them",
-                )
+                yield self._waiting_finding(row)
         fresh = [
             conflict
             for conflict in self.catalog.conflicts(CONFLICTS_LISTED)
@@ -85,6 +81,19 @@ class ChangesReport:
                 f"{len(fresh)} changes of the last day met others and got conflict names, the last {kept}",
                 "look at both and remove or rename one; collective status --json lists them",
             )
+
+    def _waiting_finding(self, row: Mapping[str, object]) -> Finding:
+        if row["owner"] == self.catalog.own_domain:
+            return Finding(
+                "warning",
+                f"{row['changes']} changes wait for the end of the doubt",
+                "they are signed when it ends; collective pending lists them",
+            )
+        return Finding(
+            "warning",
+            f"{row['changes']} changes wait for {row['owner']}",
+            "they are sent when it is reached again; collective pending lists them",
+        )
 
     def _shown(self, store_id: bytes, path: bytes) -> str:
         top = self.catalog.store(store_id).path

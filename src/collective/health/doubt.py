@@ -30,7 +30,11 @@ def doubt_findings(catalog: Catalog) -> Iterator[Finding]:
         feeds = ", ".join(sorted({_feed_in_words(catalog, feed_id) for feed_id in doubts}))
         reasons = "; ".join(sorted(set(doubts.values())))
         mend = catalog.mend_doubt()
-        yield Finding("error", f"in doubt about {feeds}: {reasons}; nothing is signed there ({mend})", mend)
+        yield Finding(
+            "error",
+            f"in doubt about {feeds}: {reasons}; nothing is signed there, what is changed meanwhile is kept ({mend})",
+            mend,
+        )
     for feed_id in catalog.forked_feeds():
         own = catalog.is_own(feed_id)
         yield Finding(

@@ -77,14 +77,14 @@ class TrustStore:
         Doing so twice changes nothing. Raises: Refused when the root did not sign it, or its constraints are wrong.
         """
         domain = read_authority(authority, self.federation_domain)
-        try:
-            authority.verify_directly_issued_by(self.root)
-        except (InvalidSignature, TypeError, ValueError) as error:
-            raise Refused(f"the CA of {domain} is not signed by the root of {self.federation_domain}") from error
         name = fingerprint(authority)
         with self._lock:
             if name in self._authorities.get(domain, {}) and domain not in self._removed:
                 return
+            try:
+                authority.verify_directly_issued_by(self.root)
+            except (InvalidSignature, TypeError, ValueError) as error:
+                raise Refused(f"the CA of {domain} is not signed by the root of {self.federation_domain}") from error
             self._authorities.setdefault(domain, {})[name] = authority
             self._removed.discard(domain)
             self._revoked.discard(name)

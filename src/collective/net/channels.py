@@ -21,7 +21,8 @@ from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Full, Refused, Unreachable, error_named
 from collective.identity import Credentials, TrustStore
-from collective.net.rpc import ERROR_KEY, OPTIONS
+from collective.net.rpc import ERROR_KEY, OPTIONS, VERSIONS_KEY
+from collective.net.versions import CONTROL
 
 __all__ = ["Channels", "LocalChannel"]
 
@@ -175,7 +176,7 @@ async def _unary(
 ) -> Reply:
     try:
         call = channel.unary_unary(method, request_serializer=_serialize, response_deserializer=reply_type.FromString)
-        reply: Reply = await call(request, timeout=timeout_seconds)
+        reply: Reply = await call(request, timeout=timeout_seconds, metadata=_spoken())
     except grpc.aio.AioRpcError as error:
         raise _error_of(error, who) from error
     except asyncio.CancelledError:
@@ -191,7 +192,7 @@ async def _stream(
 ) -> AsyncGenerator[Reply, None]:
     try:
         call = channel.unary_stream(method, request_serializer=_serialize, response_deserializer=reply_type.FromString)(
-            request
+            request, metadata=_spoken()
         )
     except grpc.aio.UsageError as error:
         raise Unreachable(f"the channel to {who} was closed") from error
@@ -212,6 +213,11 @@ def _raise_if_cut(who: str) -> None:
     task = asyncio.current_task()
     if task is not None and not task.cancelling():
         raise Unreachable(f"the call to {who} was cut off") from None
+
+
+def _spoken() -> tuple[tuple[str, str], ...]:
+    """What every call says of the versions that this side speaks."""
+    return ((VERSIONS_KEY, str(CONTROL)),)
 
 
 def _serialize(message: Message) -> bytes:

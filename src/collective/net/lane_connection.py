@@ -40,12 +40,11 @@ from collective.net.lane_frames import (
 )
 from collective.net.lane_outbox import Outbox, OutgoingFrame, as_views
 from collective.net.tls import keep_alive, peer_chain
+from collective.net.versions import LANE
 from collective.wire import lane_pb2
 
 __all__ = ["Judge", "LaneConnection", "LaneLimits"]
 
-VERSION = 1
-OLDEST_VERSION = 1
 WRITE_BUFFER_BYTES = 512 * KIB  # encrypted and not yet taken by the kernel
 GOODBYE_SECONDS = 1.0  # for a peer to take in why it is cut
 
@@ -228,7 +227,7 @@ class LaneConnection(asyncio.BufferedProtocol):
         if self._reason is not None:
             self.refuse(self._reason)  # its hello was heard before we could answer, and was wrong
             return
-        hello = lane_pb2.LaneHello(version=VERSION, oldest_version=OLDEST_VERSION, software="collective")
+        hello = lane_pb2.LaneHello(version=LANE.newest, oldest_version=LANE.oldest, software="collective")
         self._send(FrameKind.HELLO, 0, 0, hello.SerializeToString(), [])
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -343,12 +342,9 @@ class LaneConnection(asyncio.BufferedProtocol):
             raise Corrupt("the greeting cannot be decoded") from error
         if self._hello.done():
             raise Corrupt("a second greeting")
-        if hello.version < OLDEST_VERSION or hello.oldest_version > VERSION:
-            refusal = Refused(
-                f"the peer speaks lane versions {hello.oldest_version}-{hello.version}, "
-                f"this side {OLDEST_VERSION}-{VERSION}",
-                "update the older of the two",
-            )
+        try:
+            LANE.check(hello.version, hello.oldest_version)
+        except Refused as refusal:
             self._observer.event("lane.refused", reason=refusal.message)
             self.refuse(refusal)
             return
@@ -365,7 +361,7 @@ class LaneConnection(asyncio.BufferedProtocol):
         views: list[memoryview],
         sent: Callable[[], None] | None = None,
     ) -> OutgoingFrame:
-        header = pack_header(kind, VERSION, method, call_id, len(head), sum(map(len, views)))
+        header = pack_header(kind, LANE.newest, method, call_id, len(head), sum(map(len, views)))
         return self._outbox.put(OutgoingFrame(header + head, views, sent))
 
     def _who(self) -> str:

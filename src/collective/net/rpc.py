@@ -30,6 +30,7 @@ from collective.core.observe import SILENT, Observer
 from collective.core.sizes import MIB
 from collective.identity import ComponentKind, Credentials, Level, PeerIdentity, TrustStore
 from collective.net.endpoints import check_bindable, parse_host_port
+from collective.net.versions import CONTROL
 from collective.wire import control_pb2
 
 __all__ = ["MESSAGE_LIMIT_BYTES", "Caller", "Row", "RpcServer", "contract_methods"]
@@ -38,6 +39,8 @@ __all__ = ["MESSAGE_LIMIT_BYTES", "Caller", "Row", "RpcServer", "contract_method
 MESSAGE_LIMIT_BYTES = 64 * MIB
 CALLS_AT_ONCE = 512
 ERROR_KEY = "collective-error-bin"
+VERSIONS_KEY = "collective-versions"
+FIRST_VERSIONS = "1-1"  # of who says nothing
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -206,6 +209,8 @@ class RpcServer:
 
     def _caller(self, row: Row, context: grpc.aio.ServicerContext[Any, Any], *, local: bool) -> Caller:
         """Judge who calls. Raises: Refused with the reason."""
+        said = {key: value for key, value in context.invocation_metadata() or () if key == VERSIONS_KEY}
+        CONTROL.check_written(str(said.get(VERSIONS_KEY, FIRST_VERSIONS)))
         if local:
             if not row.local:
                 raise Refused(f"{row.method} is not answered on the local socket")

@@ -88,9 +88,9 @@ class PathDesk:
         await self.numbers.fill(store)
         for attempt in range(TRIES):
             try:
-                if store.owner == self.own_address.domain:
+                if self.submit.commits(store):
                     return await self._commit_here(request, actor)
-                return await self._commit_elsewhere(request, store, actor)
+                return await self._ask_owner(request, store, actor)
             except _NothingDone as missed:
                 if attempt == TRIES - 1:
                     raise Conflict(missed.message, "somebody is changing it right now; try again") from None
@@ -146,10 +146,12 @@ class PathDesk:
             reply.position.CopyFrom(self.catalog.heads()[plan.store.feed_id])  # all that was asked is there already
         return reply
 
-    async def _commit_elsewhere(
+    async def _ask_owner(
         self, request: control_pb2.CommitRequest, store: DataStore, actor: str
     ) -> control_pb2.CommitReply:
-        """In another member's: its owner is asked; what it cannot be asked now is staged. Raises: _NothingDone.
+        """In another member's, or an own one in doubt: its owner is asked; what cannot be asked now is staged.
+
+        Raises: _NothingDone.
 
         Of what is staged, the owner's word is waited for while it may come soon. What it refuses then is not kept.
         """
@@ -194,6 +196,8 @@ class PathDesk:
         failed = [one for one in answer.outcomes if one.outcome in (submit_pb2.MISSED, submit_pb2.REFUSED)]
         reply.staged = reply.staged or any(one.outcome == submit_pb2.STAGED for one in answer.outcomes)
         for one in answer.outcomes:
+            if one.outcome == submit_pb2.STAGED and one.reason not in reply.notes:
+                reply.notes.append(one.reason)
             if one.outcome == submit_pb2.CONFLICT and len(reply.notes) < NOTES_TOLD:
                 reply.notes.append(f"kept as {one.name.decode(errors='replace')}: {one.reason}")
         if not failed:

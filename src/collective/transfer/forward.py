@@ -9,6 +9,8 @@ shown at this home, until the entries that carry them have come back by the feed
        +--owner away--> waiting, tried again within 5 s and as soon as the owner is met again
 
 What is done and has not come back when the owner is met again is sent once more: the owner may have been set back.
+
+This home itself is such an owner who is away while its own DataStore is in doubt, and back when the doubt is over.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ Staged = submit_pb2.StagedOperation
 Outcome = submit_pb2.OperationOutcome
 Answer = tuple[Outcome, feed_pb2.Position | None]
 """What the owner said of one operation, and the last entry of the call that carried it."""
+CommitOwn = Callable[[DataStore, Sequence[Staged], bool], Awaitable[submit_pb2.SubmitReply]]
 OPERATIONS_PER_CALL = 256
 CALL_TIMEOUT_SECONDS = 15.0
 EXACT_SECONDS = 10.0  # for what is queued before an exact change
@@ -66,9 +69,9 @@ class Receipt:
     async def outcomes(self) -> tuple[list[Outcome], feed_pb2.Position | None]:
         """In order: the owner's word when it comes soon, else STAGED. The position of the last entry heard of."""
         try:
-            if self.futures and self.queue.answered and self.forwarder.reachable(self.store.owner):
+            if self.futures and self.queue.answered and self.forwarder.life(self.store):
                 await asyncio.wait(self.futures.values(), timeout=ANSWER_SECONDS)
-            answers = [_answer(self.futures[id_], self.store) for id_ in self.ids]
+            answers = [self.forwarder.answer(self.futures[id_], self.store) for id_ in self.ids]
             positions = [position for _, position in answers if position is not None]
             return [outcome for outcome, _ in answers], max(positions, key=lambda one: one.seq, default=None)
         finally:
@@ -86,6 +89,7 @@ class Receipt:
 class Forwarder:
     """Sends what is staged. `reachable` tells a member's coordinator that can be reached now from one that cannot (0),
     and one life of it from the next: whoever was away, however shortly, is sent again what never came back.
+    `commit_own` takes changes to an own DataStore (exact or not); it is given by whoever stands on this.
     """
 
     catalog: Catalog
@@ -95,6 +99,7 @@ class Forwarder:
     observer: Observer
     reachable: Callable[[str], int]
     write: Callable[[Callable[[], None]], Awaitable[None]]
+    commit_own: CommitOwn | None = None
     _queues: dict[bytes, _Queue] = field(default_factory=dict)
     _met: dict[str, int] = field(default_factory=dict)  # owner -> its life
 
@@ -119,6 +124,12 @@ class Forwarder:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+    def life(self, store: DataStore) -> int:
+        """0 while nobody can commit changes to a DataStore, else a number that its owner's next life does not have."""
+        if store.owner == self.catalog.own_domain:
+            return 0 if self.catalog.is_in_doubt(store.feed_id) else 1
+        return self.reachable(store.owner)
 
     # ------------------------------------------------------------ handing in
 
@@ -167,7 +178,7 @@ class Forwarder:
     async def _behind_the_queue(self, store: DataStore, queue: _Queue) -> None:
         """Return holding the gate, with nothing waiting before us. Raises: Unreachable."""
         while True:
-            if not queue.answered and not self.reachable(store.owner):
+            if not queue.answered and not self.life(store):
                 raise self._away(store)
             await queue.gate.acquire()
             if not self.catalog.staged_batch(store.feed_id, 1):
@@ -230,16 +241,16 @@ class Forwarder:
                 # what waits must not be stuck for ever because of one surprise; it is told loudly and tried again
                 queue.answered = False
                 self.observer.event("forward.unexpected", error=f"{type(error).__name__}: {error}")
-            await self._pause(self.catalog.store(store_id).owner, pause)
+            await self._pause(self.catalog.store(store_id), pause)
             pause = min(pause * 2, LAST_PAUSE_SECONDS)
 
-    async def _pause(self, owner: str, seconds: float) -> None:
+    async def _pause(self, store: DataStore, seconds: float) -> None:
         """Wait, but no longer than until the owner is met again."""
         until = self.clock.monotonic() + seconds
-        before = self.reachable(owner)
+        before = self.life(store)
         while (left := until - self.clock.monotonic()) > 0:
             await self.bell.wait_past(self.catalog.change_counter(), min(left, LOOK_SECONDS))
-            if (life := self.reachable(owner)) and life != before:
+            if (life := self.life(store)) and life != before:
                 return
 
     async def _forward_once(self, store_id: bytes, queue: _Queue) -> bool:
@@ -273,12 +284,9 @@ class Forwarder:
             return submit_pb2.SubmitReply(outcomes=[refusal(error)])
 
     async def _send(self, store: DataStore, operations: Sequence[Staged], *, exact: bool) -> submit_pb2.SubmitReply:
-        request = submit_pb2.SubmitRequest(store_id=store.feed_id, operations=operations, exact=exact)
         queue = self._queue(store.feed_id)
         try:
-            reply = await self.coordinators.call(
-                store.owner, "Submit", request, submit_pb2.SubmitReply, CALL_TIMEOUT_SECONDS
-            )
+            reply = await self._ask_owner(store, operations, exact=exact)
         except Unreachable:
             queue.answered = False
             raise
@@ -286,6 +294,19 @@ class Forwarder:
         if len(reply.outcomes) != len(operations):
             raise Unreachable(f"{store.owner} answered {len(reply.outcomes)} of {len(operations)} operations")
         return reply
+
+    async def _ask_owner(
+        self, store: DataStore, operations: Sequence[Staged], *, exact: bool
+    ) -> submit_pb2.SubmitReply:
+        if store.owner == self.catalog.own_domain:
+            if not self.life(store):
+                raise self._away(store)
+            assert self.commit_own is not None
+            return await self.commit_own(store, operations, exact)
+        request = submit_pb2.SubmitRequest(store_id=store.feed_id, operations=operations, exact=exact)
+        return await self.coordinators.call(
+            store.owner, "Submit", request, submit_pb2.SubmitReply, CALL_TIMEOUT_SECONDS
+        )
 
     async def _write_down(
         self,
@@ -311,12 +332,18 @@ class Forwarder:
             if waiter is not None and not waiter.done():
                 waiter.set_result((outcome, position))
 
+    def answer(self, future: asyncio.Future[Answer], store: DataStore) -> Answer:
+        """What the owner said of one operation, or that it is staged and why."""
+        if future.done():
+            return future.result()
+        return Outcome(outcome=submit_pb2.STAGED, reason=self._why_it_waits(store)), None
+
+    def _why_it_waits(self, store: DataStore) -> str:
+        if store.owner == self.catalog.own_domain:
+            return f"this home is in doubt: kept here, and signed when that is over ({self.catalog.mend_doubt()})"
+        return f"{store.owner}, who owns it, has not answered yet: kept here, and sent when it does"
+
     def _away(self, store: DataStore) -> Unreachable:
+        if store.owner == self.catalog.own_domain:
+            return Unreachable("this home is in doubt and signs nothing", self.catalog.mend_doubt())
         return Unreachable(f"{store.owner}, who owns this DataStore, cannot be reached", "try again when it is back")
-
-
-def _answer(future: asyncio.Future[Answer], store: DataStore) -> Answer:
-    if future.done():
-        return future.result()
-    reason = f"{store.owner} has not answered yet; it is sent when it does"
-    return Outcome(outcome=submit_pb2.STAGED, reason=reason), None

@@ -56,6 +56,7 @@ from collective.wire.gossip_pb2 import GossipMessage, GossipType, SignedGossip
 __all__ = ["GossipParts", "Gossiping"]
 
 CALL_SECONDS = 3.0
+REST_SECONDS = 0.02  # after news was told: what follows at once goes out together
 QUEUE_LENGTH = 64  # messages waiting for one peer; what is older than that is stale anyway
 DELIVERIES_WAITING = 256  # pushes of up to 64 KiB; what comes beyond is asked for later
 PULLS_AT_ONCE = 4
@@ -173,6 +174,7 @@ class Gossiping:
             except CollectiveError as error:
                 parts.observer.event("gossip.unreadable", reason=error.message)
                 await asyncio.sleep(parts.settings.first_backoff_seconds)
+            await asyncio.sleep(REST_SECONDS)
 
     async def _report(self) -> None:
         """Look once, and tell the engine what was seen."""

@@ -254,14 +254,13 @@ class Snapshots:
 
     async def run(self) -> None:
         """At every change and now and then. Ends by cancellation."""
-        clock, bell = self.taker.clock, self.taker.bell
-        while True:
-            counter = self.taker.catalog.change_counter()
-            try:
-                await self.pages.tick(clock.monotonic())
-                await self.maker.tick(clock.monotonic())
-                await self.taker.tick(clock.wall())
-            except CollectiveError as error:  # told, and made again in the next round
-                self.taker.observer.event("snapshot.failed", reason=error.message)
-            await bell.wait_past(counter, PAUSE_SECONDS)
-            await asyncio.sleep(ROUND_SECONDS)
+        await self.taker.bell.rounds(self._look, idle_seconds=PAUSE_SECONDS, rest_seconds=ROUND_SECONDS)
+
+    async def _look(self) -> None:
+        clock = self.taker.clock
+        try:
+            await self.pages.tick(clock.monotonic())
+            await self.maker.tick(clock.monotonic())
+            await self.taker.tick(clock.wall())
+        except CollectiveError as error:  # told, and made again in the next round
+            self.taker.observer.event("snapshot.failed", reason=error.message)

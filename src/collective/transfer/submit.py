@@ -3,6 +3,7 @@
     own DataStore:      recall leases -> commit with whatever else waits, one entry -> outcomes
     another member's:   stage (durable here, visible at once) -> forwarder -> outcomes, or STAGED when the owner is away
     ... when exact:     behind what is queued -> owner, nothing is staged -> outcomes, or Unreachable
+    own, in doubt:      as another member's, whose owner is away until the doubt is over
 
 Handing the same operation in twice changes nothing: its id is absorbed once, by the owner.
 
@@ -85,6 +86,15 @@ class SubmitDesk:
     _waiting: dict[bytes, deque[_Batch]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.forwarder.commit_own = self._commit_own
+
+    def commits(self, store: DataStore) -> bool:
+        """Whether changes are committed here, now: an own DataStore, not in doubt, with nothing staged before them."""
+        if store.owner != self.own_domain or self.catalog.is_in_doubt(store.feed_id):
+            return False
+        return not self.catalog.has_staged_work(store.feed_id)
+
     async def submit(
         self, store_id: bytes, operations: Sequence[Staged], *, exact: bool, session: int | None = None
     ) -> submit_pb2.SubmitReply:
@@ -93,11 +103,12 @@ class SubmitDesk:
         Raises: NotFound (no such DataStore), Refused (too many), Unreachable (exact: owner or a lease's holder away).
         """
         store = self.catalog.store(store_id)
-        if store.owner != self.own_domain and not exact:
+        here = self.commits(store)
+        if not here and not exact:
             return await (await self.stage(store, operations, session=session)).reply()
         sound, malformed = self._sort_out(operations, self.own_domain)
         async with self._changing(session, store_id, sound, exact=exact):
-            if store.owner == self.own_domain:
+            if here:
                 made, position = await self._commit(store_id, sound, self.own_domain, exact=exact)
                 if not exact:
                     await self._keep_refused(store_id, sound, made)
@@ -119,7 +130,7 @@ class SubmitDesk:
     async def stage(
         self, store: DataStore, operations: Sequence[Staged], *, session: int | None = None
     ) -> StagedChanges:
-        """Keep changes for another owner: durable and visible here when this returns. Raises: Refused, Full."""
+        """Keep what cannot be committed now: durable and visible here when this returns. Raises: Refused, Full."""
         sound, malformed = self._sort_out(operations, self.own_domain)
         async with self._changing(session, store.feed_id, sound, exact=False):
             return StagedChanges(malformed, await self.forwarder.stage(store, sound))
@@ -147,6 +158,13 @@ class SubmitDesk:
         async with self._changing(None, store.feed_id, sound, exact=request.exact):
             made, position = await self._commit(store.feed_id, sound, member, exact=request.exact)
         return _reply(malformed, made, position)
+
+    async def _commit_own(self, store: DataStore, operations: Sequence[Staged], exact: bool) -> submit_pb2.SubmitReply:
+        """What had to wait for the end of a doubt. Exact ones come from `submit`, which holds their directories."""
+        if exact:
+            return _reply({}, *await self._commit(store.feed_id, operations, self.own_domain, exact=True))
+        async with self._changing(None, store.feed_id, operations, exact=False):
+            return _reply({}, *await self._commit(store.feed_id, operations, self.own_domain, exact=False))
 
     def _sort_out(self, operations: Sequence[Staged], writer: str) -> tuple[list[Staged], dict[int, Outcome]]:
         """The operations that are whole, and by index the outcome of those that are not."""

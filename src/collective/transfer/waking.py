@@ -32,7 +32,22 @@ CALL_TIMEOUT_SECONDS = 15.0
 ASK_SECONDS = 1.0  # how often it is looked whom to ask
 ASK_AGAIN_SECONDS = 3.0  # after a member that could not be asked, or did not send everything
 PAUSE_SECONDS = 5.0  # after a call that failed: the owner is away, or in the middle of waking up
+REST_SECONDS = 0.25  # between two looks
 Write = Callable[[Callable[[], None]], Awaitable[None]]
+
+
+async def _rounds(
+    bell: ChangeBell, clock: Clock, observer: Observer, tick: Callable[[float], Awaitable[None]], idle_seconds: float
+) -> None:
+    """`tick` in rounds, with monotonic seconds; what our own database raises is told, and it is looked at again."""
+
+    async def look() -> None:
+        try:
+            await tick(clock.monotonic())
+        except CollectiveError as error:
+            observer.event("waking.failed", reason=error.message)
+
+    await bell.rounds(look, idle_seconds=idle_seconds, rest_seconds=REST_SECONDS)
 
 
 @dataclass
@@ -48,14 +63,8 @@ class Recall:
     _not_before: dict[str, float] = field(default_factory=dict)  # member -> monotonic seconds
 
     async def run(self) -> None:
-        """At every change and every second while in doubt. Ends by cancellation."""
-        while True:
-            counter = self.catalog.change_counter()
-            try:
-                await self.tick(self.clock.monotonic())
-            except CollectiveError as error:  # our own database: told, and looked at again
-                self.observer.event("waking.failed", reason=error.message)
-            await self.bell.wait_past(counter, ASK_SECONDS)
+        """When something changed and every second while in doubt. Ends by cancellation."""
+        await _rounds(self.bell, self.clock, self.observer, self.tick, ASK_SECONDS)
 
     async def tick(self, now: float) -> None:
         """Ask whoever has not answered, `now` in monotonic seconds; before we know who is a member, everybody known."""
@@ -124,14 +133,8 @@ class HandOver:
     _not_before: dict[str, float] = field(default_factory=dict)  # owner -> monotonic seconds
 
     async def run(self) -> None:
-        """At every change, and now and then for who was away. Ends by cancellation."""
-        while True:
-            counter = self.catalog.change_counter()
-            try:
-                await self.tick(self.clock.monotonic())
-            except CollectiveError as error:  # our own database: told, and looked at again
-                self.observer.event("waking.failed", reason=error.message)
-            await self.bell.wait_past(counter, PAUSE_SECONDS)
+        """When something changed, and now and then for who was away. Ends by cancellation."""
+        await _rounds(self.bell, self.clock, self.observer, self.tick, PAUSE_SECONDS)
 
     async def tick(self, now: float) -> None:
         """One round, `now` in monotonic seconds. A call that fails is made again later."""
