@@ -72,6 +72,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
             await ground.nodes.refresh()
         tending = parts.tending(settings)
         await tending.begin(ground.config.datastores)
+        begin("loop watch", parts.watch.run())
         begin("gossip", parts.gossiping.run())
         begin("recall", parts.recall.run())
         begin("hand over", parts.hand_over.run())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from collective.admission import AdmissionDesk, admission_rows
 from collective.daemon.foundation import CoordinatorSettings, Foundation
 from collective.daemon.gossip import join_gossip
+from collective.daemon.loopwatch import LoopWatch
 from collective.daemon.snapshots import join_snapshots
 from collective.daemon.tending import Tending, pledge
 from collective.daemon.writing import Writing, join_writing
@@ -46,6 +47,7 @@ class Parts:
     writing: Writing
     relay: RelayDesk
     refetch: Refetcher
+    watch: LoopWatch
 
     def rows(self) -> list[Row]:
         """The dispatch table: what other members, own components and own people may ask."""
@@ -141,6 +143,7 @@ class Parts:
             own=ground.own,
             endpoints=lambda: ground.endpoints,
             relayed_bytes=lambda: self.relay.relayed_bytes,
+            loop=self.watch.told,
         )
 
 
@@ -171,4 +174,5 @@ def assemble(ground: Foundation) -> Parts:
             ground.catalog, ground.nodes, ground.tickets, RpcTicketProvider(ground.channels, ground.book),
             LanePool(ground.dial, ground.clock), ground.bell, ground.clock, ground.observer, own_domain, ground.writer,
         ),
+        watch=LoopWatch(ground.clock, ground.observer),
     )  # fmt: skip

@@ -13,13 +13,14 @@ from collective.gossip import State
 from collective.health.changes import ChangesReport
 from collective.health.doubt import doubt_document, doubt_findings
 from collective.health.finding import Finding
+from collective.health.holds import hold_findings, holds_document
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.gossip_view import PeerState
 from collective.transfer.nodes import NodeDirectory, NodeRecord
 from collective.transfer.refetch import Refetcher
 from collective.transfer.repair import CopyMaker
-from collective.wire import control_pb2, feed_pb2
+from collective.wire import control_pb2, feed_pb2, lane_pb2
 
 __all__ = ["StatusDesk", "status_rows"]
 
@@ -39,6 +40,7 @@ class StatusDesk:
     own: PeerIdentity
     endpoints: Callable[[], Iterable[feed_pb2.Endpoint]]
     relayed_bytes: Callable[[], int]
+    loop: Callable[[], lane_pb2.LoopHolds]
 
     @property
     def changes(self) -> ChangesReport:
@@ -69,6 +71,7 @@ class StatusDesk:
             "doubt": doubt_document(self.catalog),
             "nodes": [self._node(node) for node in self.nodes.all()],
             "relayed_bytes": self.relayed_bytes(),
+            "loop": holds_document(self.loop()),
             "peers": [self._peer(domain, state) for domain, state in sorted(self.peers().items())],
             "datastores": [self._store(store.feed_id) for store in self.catalog.datastores()],
             "pending": self.changes.pending(),
@@ -102,6 +105,7 @@ class StatusDesk:
                 "served_bytes": status.served_bytes,
                 "received_bytes": status.received_bytes,
                 "storage_path": status.storage_path,
+                "loop": holds_document(status.loop),
             }
         return row
 
@@ -141,6 +145,7 @@ class StatusDesk:
             if node.status is None:
                 yield Finding("error", f"{node.address} does not answer", "look at its log; start it again")
                 continue
+            yield from hold_findings(str(node.address), node.status.loop)
             if node.status.quarantined_count:
                 yield Finding(
                     "warning",
@@ -188,6 +193,7 @@ class StatusDesk:
                 yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
 
     def _own_findings(self) -> Iterable[Finding]:
+        yield from hold_findings("the coordinator", self.loop())
         left = self.own.not_after - self.clock.wall()
         if left < CERTIFICATE_WARNING_SECONDS:
             yield Finding(
