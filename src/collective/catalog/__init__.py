@@ -22,6 +22,7 @@ from collective.catalog.overlay import Overlay, located
 from collective.catalog.permissions import Verdict
 from collective.catalog.planning import Plan
 from collective.catalog.reader import Reader
+from collective.catalog.receiving import GoesBack
 from collective.catalog.roster import signing_public_key
 from collective.catalog.staged import Pending, StagedRow
 from collective.catalog.staging import Conflict
@@ -34,6 +35,7 @@ __all__ = [
     "FolderHeadKeeper",
     "Fork",
     "Gap",
+    "GoesBack",
     "HeadKeeper",
     "Inline",
     "Member",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from collective.catalog import (
+    beside,
     commands,
     datastores,
     folding,
@@ -158,8 +159,13 @@ class Catalog(Ledger):
     def snapshot_offer_in(self, entry: bytes) -> Offer | None:
         return offers.offer_in(self, entry)
 
-    def start_from(self, offer: Offer, *, with_sealed: bool) -> None:
-        folding.start_from(self, offer.store_id, offer.owner, offer.base_seq, with_sealed=with_sealed)
+    def start_from(self, offer: Offer, *, with_sealed: bool) -> Iterator[None]:
+        """Start a feed from a snapshot whose blocks are here; one change at each step."""
+        return folding.start_from(self, offer.store_id, offer.owner, offer.base_seq, with_sealed=with_sealed)
+
+    def open_base(self, store_id: bytes) -> Iterator[None]:
+        """Load the tree of a feed that started without it; one change at each step."""
+        return folding.open_base(self, store_id)
 
     def unopened_offers(self) -> list[Offer]:
         return offers.unopened_offers(self)
@@ -167,8 +173,12 @@ class Catalog(Ledger):
     def droppable(self, now: float) -> list[Offer]:
         return offers.droppable(self, now)
 
-    def drop_entries(self, offer: Offer) -> int:
-        return folding.drop_entries(self, offer.store_id, offer.base_seq)
+    def drop_entries(self, offer: Offer) -> None:
+        folding.drop_entries(self, offer.store_id, offer.base_seq)
+
+    def sweep(self) -> bool:
+        """Remove a slice of what nothing shows or needs any more; whether there may be more."""
+        return beside.sweep(self) or folding.sweep_dropped(self)
 
     def opens_sealed(self, store_id: bytes) -> bool:
         """Whether this home reads the DataStore's tree."""

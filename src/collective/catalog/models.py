@@ -40,7 +40,7 @@ class DataStore:
     inode_prefix: int
     metadata: Mapping[str, str]
     readable: bool
-    store_number: int  # of its tables here; 0 until its feed arrived
+    store_number: int  # of its tree here; 0 until that is there
     lamport: int
 
 

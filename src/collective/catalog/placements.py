@@ -30,8 +30,8 @@ COPIES_PER_ROUND = 256
 
 # a version that a file has, or had and can have again; hosts cannot see that and count every one not released
 _LIVE = (
-    "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.id)"
-    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id)"
+    "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.tree)"
+    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.tree)"
     " OR EXISTS (SELECT 1 FROM snapshots s WHERE s.feed = f.id"
     " AND v.version_id IN (s.public_version, s.sealed_version)))"
 )

@@ -146,7 +146,7 @@ class Foundation:
                 )
         with contextlib.suppress(TimeoutError):  # a node that is away holds up the start no longer than this
             async with asyncio.timeout(HEARING_SECONDS):
-                await compare_heads(self.catalog, nodes, self.observer)
+                await compare_heads(self.catalog, nodes, self.observer, self.writer)
         await nodes.close()
 
     async def close(self) -> None:

@@ -76,7 +76,7 @@ class Tending:
                 status_due, known_nodes = now + NODE_STATUS_SECONDS, len(self.nodes.all())
                 keeps_absent = now - started < FORGET_NODES_SECONDS
                 await guarded(self.observer, "nodes", self.nodes.refresh)
-                await guarded(self.observer, "heads", lambda: compare_heads(self.catalog, self.nodes, self.observer))
+                await guarded(self.observer, "heads", self._compare_heads)
                 await guarded(self.observer, "card", lambda keeps=keeps_absent: self.update_card(keeps))  # type: ignore[misc]
             await guarded(self.observer, "tend", self._tend)
             counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
@@ -94,6 +94,9 @@ class Tending:
         while True:
             await guarded(self.observer, what, lambda: tick(self.clock.monotonic()))
             counter = await self.bell.wait_past(max(counter, self.catalog.change_counter()), TICK_SECONDS)
+
+    async def _compare_heads(self) -> None:
+        await compare_heads(self.catalog, self.nodes, self.observer, self.writer)
 
     async def _tend(self) -> None:
         def care() -> bool:

@@ -13,19 +13,21 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from collective.catalog import Catalog, Gap, position_in
+from collective.catalog import Catalog, Gap, GoesBack, position_in
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Conflict, Unreachable
 from collective.core.observe import Observer
 from collective.net.channels import Channels
 from collective.transfer.events import ChangeBell
+from collective.transfer.slices import by_size, in_slices
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["EntryServer", "EntryTaker", "Pulled", "introduce"]
 
 REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
 REPLY_ENTRIES = 256
+BYTES_AT_ONCE = 256 * 1024  # applied in one turn of the writer thread: some 1,500 operations, 0.1 s
 SILENCE_SECONDS = 15.0
 PROTOCOL_VERSION = 1
 
@@ -98,11 +100,10 @@ class EntryTaker:
     async def take(self, domain: str, feed: bytes, entries: Sequence[bytes]) -> int:
         """Apply entries of one feed in order; how many were new. Raises: what the catalogue raises at the first bad."""
 
-        def receive() -> int:
-            return sum(self.catalog.receive(entry) for entry in entries)
-
+        new = 0
         try:
-            new = await self.write(receive)
+            for some in by_size(entries, BYTES_AT_ONCE):
+                new += await self._receive(some)
         except CollectiveError as error:
             self.bell.ring()  # the ones before it count
             kind = "debug.sync.gap" if isinstance(error, Gap) else "sync.entry_refused"
@@ -112,6 +113,23 @@ class EntryTaker:
             self.bell.ring()
             await self.after_receive()
         return new
+
+    async def _receive(self, entries: Sequence[bytes]) -> int:
+        """In one turn of the writer thread; where an entry takes others back, the earlier tree is made before."""
+        taken = new = 0
+
+        def receive() -> int:
+            nonlocal taken, new
+            for entry in entries[taken:]:
+                new += self.catalog.receive(entry, at_once=False)
+                taken += 1
+            return new
+
+        while True:
+            try:
+                return await self.write(receive)
+            except GoesBack as back:
+                await in_slices(self.write, self.catalog.go_back(back))
 
     async def pull(self, domain: str, endpoint: str, feeds: Iterable[bytes] | None = None) -> Pulled:
         """Ask for what these feeds, or all there are, have past our heads. Raises: Unreachable, Refused."""
