@@ -95,7 +95,7 @@ def look(database: str, own_domain: str, rows: int, stop: Event, out: Queue[tupl
     out.put((lookups, pages))
 
 
-def change(home: str, stop: Event, out: Queue[Times]) -> None:
+def change(home: str, store: str, stop: Event, out: Queue[Times]) -> None:
     """Make a folder in an own DataStore now and then, by the home's coordinator; seconds until it was committed."""
     times: Times = []
 
@@ -105,7 +105,7 @@ def change(home: str, stop: Event, out: Queue[Times]) -> None:
             while not stop.is_set():
                 request = control_pb2.CommitRequest(
                     id=feed_pb2.OperationId(writer="bench", random=os.urandom(16)),
-                    make_directory=control_pb2.MakeDirectory(path=b"/own/made-%d" % len(times), mode=0o755),
+                    make_directory=control_pb2.MakeDirectory(path=f"{store}/made-{len(times)}".encode(), mode=0o755),
                 )
                 began = time.monotonic()
                 await control.call("Commit", request, control_pb2.CommitReply, 600.0)
@@ -195,7 +195,7 @@ def follow(federation: Federation, name: str, rows: int, way: str) -> None:
     member = federation.join(name)
     member.start()
     federation.connected()
-    member.ok("datastore", "create", "/own", "--replicas", "1")
+    member.ok("datastore", "create", f"/own-{name}", "--replicas", "1")
     mountpoint = member.path / "library"
     mountpoint.mkdir()
     member.ok("mount", mountpoint, "--vfs-cache-max-size", "64MiB")
@@ -207,7 +207,7 @@ def follow(federation: Federation, name: str, rows: int, way: str) -> None:
     with (
         meanwhile(play, str(film)) as played,
         meanwhile(look, str(member.path / "catalog.db"), domain, rows) as looked,
-        meanwhile(change, str(member.path)) as changed,
+        meanwhile(change, str(member.path), f"/own-{name}") as changed,
     ):
         began, began_cpu = time.monotonic(), cpu_seconds(pids)
         alice.ok("datastore", "grant", "/media", "read", f"*@{domain}")
