@@ -6,6 +6,7 @@ Without a running coordinator the same handlers run in the command's own process
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
