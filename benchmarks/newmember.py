@@ -44,7 +44,7 @@ FILM_BYTES = 256 << 20
 PLAYED_BYTES_PER_SECOND = 10_000_000
 READ_BYTES = 1 << 20
 FOLLOW_SECONDS = 3600.0
-CHANGE_SECONDS = 0.5  # between two changes asked meanwhile
+CHANGE_SECONDS = 3.0  # between two changes asked meanwhile
 PROCESSES = multiprocessing.get_context("spawn")  # what measures shares no interpreter with what else measures
 Times = list[float]
 

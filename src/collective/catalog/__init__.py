@@ -16,7 +16,7 @@ from collective.catalog.folding import public_snapshot_key
 from collective.catalog.handing import Parcel
 from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
 from collective.catalog.ledger import OwnKeys
-from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.models import DataStore, HeldHere, Inline, Member, Node, VersionReference
 from collective.catalog.offers import Offer
 from collective.catalog.overlay import Overlay, located
 from collective.catalog.permissions import Verdict
@@ -37,6 +37,7 @@ __all__ = [
     "Gap",
     "GoesBack",
     "HeadKeeper",
+    "HeldHere",
     "Inline",
     "Member",
     "Node",

@@ -26,7 +26,7 @@ from collective.catalog.database import open_for_reading
 from collective.catalog.facts import as_bytes
 from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
-from collective.catalog.models import DataStore
+from collective.catalog.models import DataStore, HeldHere
 from collective.catalog.offers import Offer
 from collective.catalog.planning import Plan
 from collective.catalog.replay import replay
@@ -314,6 +314,10 @@ class Catalog(Ledger):
     def regain(self, store_id: bytes, version_id: bytes) -> None:
         """State that a version held by the entry is whole here again."""
         placements.regain(self, store_id, version_id)
+
+    def held_here(self) -> list[HeldHere]:
+        """What this home holds, by DataStore, and how much of it no other member does."""
+        return placements.held_here(self)
 
     def versions_lost(self) -> list[tuple[bytes, bytes]]:
         """(store, version) of versions held by the entry that are not whole here."""

@@ -7,12 +7,14 @@ from collections.abc import Set
 
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
+from collective.catalog.models import HeldHere
 from collective.core.errors import Full, NotFound
 from collective.core.layout import decode_page
 from collective.wire import feed_pb2
 
 __all__ = [
     "copies_missing",
+    "held_here",
     "hold",
     "lose",
     "put_pages",
@@ -230,3 +232,27 @@ def versions_below_target(ledger: Ledger, store_id: bytes) -> int:
     assert row is not None
     assert isinstance(row[0], int)
     return row[0]
+
+
+def held_here(ledger: Ledger) -> list[HeldHere]:
+    """What this home holds, by DataStore, as its readers count it; of a DataStore it cannot read all not released."""
+    holders = (
+        " (SELECT {} FROM placements p JOIN members m ON m.domain = p.domain AND NOT m.removed"
+        " LEFT JOIN holdings h ON h.feed_id = p.feed_id AND h.domain = p.domain"
+        f" WHERE p.feed_id = v.feed_id AND p.version_id = v.version_id AND coalesce({_HELD}, 0))"
+    )
+    rows = ledger._all(
+        "SELECT feed_id, count(*), sum(size_bytes), sum(others = 0), sum((others = 0) * size_bytes) FROM (SELECT"
+        f" v.feed_id, v.size_bytes, {holders.format('total(p.domain = ?)')} AS own,"
+        f" {holders.format('total(p.domain <> ?)')} AS others"
+        " FROM versions v JOIN feeds f USING (feed_id)"
+        f" WHERE NOT v.released AND (f.opened_seq = 0 OR {_LIVE})) WHERE own GROUP BY feed_id",
+        *[ledger.own_domain] * 2,
+    )  # fmt: skip
+    held = []
+    for store_id, versions, size_bytes, alone, alone_bytes in rows:
+        store = ledger.store(as_bytes(store_id))
+        held.append(
+            HeldHere(store.path, store.owner, as_int(versions), as_int(size_bytes), as_int(alone), as_int(alone_bytes))
+        )
+    return sorted(held, key=lambda each: (each.owner, each.path))

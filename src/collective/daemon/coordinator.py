@@ -29,9 +29,12 @@ async def run_coordinator(
 ) -> None:
     """Serve until `stop` is set. Raises: Misconfigured, Conflict (home or port in use)."""
     with home.locked():
+        if home.has_left() and not settings.come_back:
+            raise Misconfigured("this home left the federation", "to come back: collective coordinator --come-back")
+        home.come_back()
         ground = open_foundation(home, clock, observer, settings)
         ground.catalog.excuse(settings.without)
-        parts = assemble(ground)
+        parts = assemble(ground, stop.set)
         for warning in unbuilt_keys(ground.config):
             observer.event("config.warning", message=warning)
         credentials = ground.household.coordinator

@@ -48,6 +48,14 @@ def process_start(pid: int) -> int:
         return -1
 
 
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @dataclass(frozen=True)
 class Home:
     """Paths inside one home. Nothing is created by naming it."""
@@ -201,6 +209,21 @@ class Home:
                 else:
                     record.unlink(missing_ok=True)
         return rows
+
+    # ------------------------------------------------------------ left
+
+    def has_left(self) -> bool:
+        """Whether this home left its federation on purpose and did not come back."""
+        return (self.path / "left").exists()
+
+    def note_left(self) -> None:
+        """Durable: no start of the coordinator, by a service manager for one, undoes it."""
+        with (self.path / "left").open("w") as file:
+            os.fsync(file.fileno())
+        _sync_folder(self.path)
+
+    def come_back(self) -> None:
+        (self.path / "left").unlink(missing_ok=True)
 
     # ------------------------------------------------------------ gossip.state
 

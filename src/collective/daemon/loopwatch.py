@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from collective.core.clock import Clock
 from collective.core.observe import Observer
@@ -35,15 +36,17 @@ class LoopWatch:
         """Look until cancelled."""
         queue = _Queue()
         try:
-            queued = queue.seconds()
+            queued, busy = queue.seconds(), time.process_time()
             while True:
                 due = self._clock.monotonic() + TICK_SECONDS
                 await asyncio.sleep(TICK_SECONDS)
-                now, queued_before = self._clock.monotonic(), queued
-                queued = queue.seconds()
+                now, queued_before, busy_before = self._clock.monotonic(), queued, busy
+                queued, busy = queue.seconds(), time.process_time()
                 held = now - due - (queued - queued_before)
                 if self._holds.note(now, held):
-                    self._observer.event("loop.held", milliseconds=round(held * 1000))
+                    # little of its own work in a long hold: it waited for a disk, or another thread for a processor
+                    worked = round((busy - busy_before) * 1000)
+                    self._observer.event("loop.held", milliseconds=round(held * 1000), worked_milliseconds=worked)
         finally:
             queue.close()
 

@@ -56,6 +56,7 @@ from collective.wire.gossip_pb2 import GossipMessage, GossipType, SignedGossip
 __all__ = ["GossipParts", "Gossiping"]
 
 CALL_SECONDS = 3.0
+LEAVE_SECONDS = 5.0  # for a last message to everybody
 QUEUE_LENGTH = 64  # messages waiting for one peer; what is older than that is stale anyway
 DELIVERIES_WAITING = 256  # pushes of up to 64 KiB; what comes beyond is asked for later
 PULLS_AT_ONCE = 4
@@ -111,6 +112,8 @@ class Gossiping:
         self._places: dict[str, list[str]] = {}
         self._used: dict[str, str] = {}  # the endpoint that answered last
         self._reasons: dict[str, str] = {}
+        self._left = False
+        self._drained = asyncio.Event()
 
     def states(self) -> dict[str, PeerState]:
         """Every other member as it looks from here."""
@@ -131,6 +134,27 @@ class Gossiping:
         """A number that is another one at each start of a member, 0 while it cannot be reached."""
         peer = self._engine.membership.peers.get(domain)
         return peer.incarnation if peer is not None and peer.state in REACHABLE else 0
+
+    async def leave(self) -> tuple[list[str], list[str]]:
+        """Say to everybody that this member goes on purpose, and nothing after it: (who was told, who could not be).
+
+        Raises: Unreachable while it does not run.
+        """
+        if self._running is None:
+            raise Unreachable("this coordinator is starting or stopping", "try again in a moment")
+        peers = list(self._engine.membership.peers)
+        live = self._engine.membership.live()
+        self._left = True
+        self._carry_out(self._engine.leave(self._parts.clock.monotonic()))
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                while self._queues:
+                    self._drained.clear()
+                    await self._drained.wait()
+        except TimeoutError:
+            self._parts.observer.event("gossip.leave_unfinished", waiting=", ".join(self._queues))
+        told = [peer for peer in live if peer not in self._reasons and peer not in self._queues]
+        return told, sorted(set(peers) - set(told))
 
     # ------------------------------------------------------------ running
 
@@ -176,6 +200,8 @@ class Gossiping:
 
     async def _report(self) -> None:
         """Look once, and tell the engine what was seen."""
+        if self._left:
+            return  # a word more, and this member would count as here again
         parts = self._parts
         async with self._looking:
             view, moved = await parts.read(self._look)
@@ -221,7 +247,7 @@ class Gossiping:
 
     async def _keep_time(self) -> None:
         clock = self._parts.clock
-        while True:
+        while not self._left:
             self._alarm.clear()
             wait = self._engine.due() - clock.monotonic()
             if wait > 0:
@@ -238,7 +264,7 @@ class Gossiping:
 
     async def handle(self, sender: str, message: SignedGossip) -> control_pb2.GossipReply:
         """A message came over a connection that is `sender`'s. Raises: Refused, Corrupt, Unreachable (starting)."""
-        if self._running is None:
+        if self._running is None or self._left:
             raise Unreachable("this coordinator is starting or stopping", "try again in a moment")
         raw = message.SerializeToString()
         self._told("debug.gossip.received", sender, raw)
@@ -307,6 +333,7 @@ class Gossiping:
                 await self._send(peer, waiting.popleft())
         finally:
             del self._queues[peer]
+            self._drained.set()
 
     async def _send(self, peer: str, raw: bytes) -> None:
         clock = self._parts.clock
@@ -318,7 +345,7 @@ class Gossiping:
             self._carry_out(self._engine.unreachable(peer, clock.monotonic()))
             return
         self._reasons.pop(peer, None)
-        for message in reply.messages:
+        for message in () if self._left else reply.messages:
             answer = message.SerializeToString()
             self._told("debug.gossip.received", peer, answer)
             try:

@@ -27,7 +27,7 @@ __all__ = ["EntryServer", "EntryTaker", "Pulled", "introduce"]
 
 REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
 REPLY_ENTRIES = 256
-BYTES_AT_ONCE = 256 * 1024  # applied in one turn of the writer thread: some 1,500 operations, 0.1 s
+BYTES_AT_ONCE = 512 * 1024  # applied in one turn of the writer thread: some 5,000 operations, 0.2 s
 SILENCE_SECONDS = 15.0
 PROTOCOL_VERSION = 1
 
@@ -59,18 +59,25 @@ class EntryServer:
         for feed_id in self._catalog.in_dependency_order(asked):
             theirs = told.get(feed_id)
             while feed_id in self._may_follow(member_domain):
-                offer = self._catalog.snapshot_offer_for(feed_id, theirs, entries_wanted=request.entries_only)
+                # in a thread: what is read from the disk may take a while
+                offer, entries = await asyncio.to_thread(self._beyond, feed_id, theirs, request.entries_only)
                 if offer is not None:
                     yield control_pb2.FollowReply(feed_id=feed_id, snapshot_entry=offer)
                     break  # they start from it and ask anew
-                entries = self._catalog.entries_beyond(
-                    feed_id, theirs, max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
-                )
                 if not entries:
                     break
                 theirs = position_in(entries[-1])
                 yield control_pb2.FollowReply(feed_id=feed_id, entries=entries)
         yield control_pb2.FollowReply(caught_up=True)
+
+    def _beyond(
+        self, feed_id: bytes, theirs: feed_pb2.Position | None, entries_only: bool
+    ) -> tuple[bytes | None, list[bytes]]:
+        """The entry that points to a snapshot to start from, else the next entries."""
+        offer = self._catalog.snapshot_offer_for(feed_id, theirs, entries_wanted=entries_only)
+        if offer is not None:
+            return offer, []
+        return None, self._catalog.entries_beyond(feed_id, theirs, max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES)
 
     def _may_follow(self, member_domain: str) -> set[bytes]:
         return self._catalog.feeds_for(member_domain, self._clock.wall())
