@@ -2,10 +2,11 @@
 
     PYTHONPATH=src:tests python benchmarks/newmember.py [--rows 1000000] [--only entries|snapshot] [--folder DIR]
 
-alice has a film and a DataStore of `rows` files with inline contents. A fresh member mounts, plays the film at 10 MB/s
-from alice, and is then given READ on the large DataStore. Told for each way: rows a second and CPU seconds of the
-member's coordinator, the longest read of the player, the longest wait for a change that another command asks of the
-member meanwhile, each process's longest hold of its event loop, lookups and pages of listings during and after.
+alice has a film and a DataStore of `rows` files with inline contents. A fresh member starts, mounts as soon as the film
+shows, and plays it at 10 MB/s from alice while it follows the large DataStore. Told for each way: rows a second and CPU
+seconds of the member's coordinator, from its start to the last row; the player's reads; the waits for a change that a
+command asks of the member meanwhile; each process's longest hold of its loop; lookups and pages of listings during
+and after.
 """
 
 from __future__ import annotations
@@ -191,10 +192,9 @@ def spread(times: Times) -> str:
 
 def follow(federation: Federation, name: str, rows: int, way: str) -> None:
     """One new member, from its mount to the last row."""
-    alice = federation.homes["alice"]
     member = federation.join(name)
+    began = time.monotonic()
     member.start()
-    federation.connected()
     member.ok("datastore", "create", f"/own-{name}", "--replicas", "1")
     mountpoint = member.path / "library"
     mountpoint.mkdir()
@@ -209,10 +209,8 @@ def follow(federation: Federation, name: str, rows: int, way: str) -> None:
         meanwhile(look, str(member.path / "catalog.db"), domain, rows) as looked,
         meanwhile(change, str(member.path), f"/own-{name}") as changed,
     ):
-        began, began_cpu = time.monotonic(), cpu_seconds(pids)
-        alice.ok("datastore", "grant", "/media", "read", f"*@{domain}")
         wait_for(lambda: has_all(member, rows), "the last row", FOLLOW_SECONDS)
-        seconds, cpu = time.monotonic() - began, cpu_seconds(pids) - began_cpu
+        seconds, cpu = time.monotonic() - began, cpu_seconds(pids)
     print(
         f"\n{way}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s;"
         f" the member's coordinator and node {cpu:.1f} CPU-s, {rows / cpu:,.0f} rows per CPU second"
@@ -220,7 +218,7 @@ def follow(federation: Federation, name: str, rows: int, way: str) -> None:
     print(f"  the film's reads       {spread(played[0])}")
     print(f"  changes asked          {spread(changed[0])}")
     print(f"  loops of {name:13} {held(member)}")
-    print(f"  loops of alice         {held(alice)}")
+    print(f"  loops of alice         {held(federation.homes['alice'])}")
     print(f"  lookups during         {spread(looked[0][0])}\n  pages of 100 during    {spread(looked[0][1])}")
     with meanwhile(look, str(member.path / "catalog.db"), domain, rows) as after:
         time.sleep(20)
@@ -244,7 +242,7 @@ def main() -> None:
         alice.start()
         for path in ("/films", "/media"):
             alice.ok("datastore", "create", path, "--replicas", "1")
-        alice.ok("datastore", "grant", "/films", "read", "*@*.collective")
+            alice.ok("datastore", "grant", path, "read", "*@*.collective")
         make_noise(folder / "film.bin", FILM_BYTES)
         alice.ok("put", folder / "film.bin", "/films/film.bin")
         alice.stop()
