@@ -36,6 +36,7 @@ def three(federation: Federation, tmp_path: Path) -> Federation:
     return federation
 
 
+@pytest.mark.long
 def test_a_member_leaves_and_comes_back(three: Federation) -> None:
     """What it means is said first; the others see it as left, also who was away meanwhile; then it is back."""
     alice, bob, carol = three.homes.values()

@@ -220,7 +220,9 @@ class Applier(Reader):
                         applying.note_joined(connection)
         else:
             self._change_by_store(connection, header, body, owner)
-            self.open_waiting(connection, header.feed_id)
+            opened = connection.execute("SELECT opened_seq FROM feeds WHERE id = ?", (number,)).fetchone()
+            if opened == (header.seq - 1,):  # else others wait before it, and are opened in turns of their own
+                self.open_waiting(connection, header.feed_id)
 
     def change_by_public_part(self, connection: sqlite3.Connection, entry: ParsedEntry, owner: str) -> None:
         """What a store's entry changes without being opened; inside a transaction."""

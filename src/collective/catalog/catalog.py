@@ -187,6 +187,19 @@ class Catalog(Ledger):
 
     # ------------------------------------------------------------ care
 
+    def open_what_waits(self) -> Iterator[None]:
+        """Open the entries whose keys are here; one change at each step."""
+        for store in self.datastores():
+            while self.open_some(store.feed_id):
+                yield
+
+    def open_some(self, store_id: bytes) -> bool:
+        """Open a slice of a DataStore's entries; whether there was any."""
+        if not self.waits_to_be_opened(store_id):
+            return False
+        with self.change() as connection:
+            return self.open_waiting(connection, store_id) > 0
+
     def tend(self, now: float) -> bool:
         """Background care; whether anything changed. `now` in seconds since 1970."""
         changed = waking.open_epochs(self)

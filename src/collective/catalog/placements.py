@@ -97,8 +97,9 @@ def regain(ledger: Ledger, store_id: bytes, version_id: bytes) -> None:
 def versions_lost(ledger: Ledger) -> list[tuple[bytes, bytes]]:
     """(store, version) of versions held by the entry that are not whole here and wanted from another holder."""
     rows = ledger._all(
-        "SELECT v.feed_id, v.version_id FROM holding_exceptions x JOIN versions v USING (feed_id, version_id)"
-        " JOIN placements p ON p.feed_id = v.feed_id AND p.version_id = v.version_id AND p.domain = x.domain"
+        # CROSS JOIN: from the few exceptions, not from every version there is
+        "SELECT v.feed_id, v.version_id FROM holding_exceptions x CROSS JOIN versions v USING (feed_id, version_id)"
+        " CROSS JOIN placements p ON p.feed_id = v.feed_id AND p.version_id = v.version_id AND p.domain = x.domain"
         f" WHERE x.domain = ? AND {_BY_ENTRY} AND NOT v.released ORDER BY v.seq LIMIT ?",
         ledger.own_domain, COPIES_PER_ROUND,
     )  # fmt: skip
@@ -203,20 +204,23 @@ def copies_missing(ledger: Ledger) -> list[tuple[bytes, bytes, str]]:
 
 
 def versions_short_of_members(ledger: Ledger) -> list[tuple[bytes, bytes, int]]:
-    """(store, version, plain bytes) of own live versions that are placed on fewer members than asked for."""
-    rows = ledger._all(
-        "SELECT v.feed_id, v.version_id, v.size_bytes, d.definition, count(p.domain) FROM versions v"
-        " JOIN feeds f USING (feed_id) JOIN datastores d USING (feed_id)"
-        " JOIN placements p USING (feed_id, version_id) JOIN members m ON m.domain = p.domain"
-        f" WHERE d.owner = ? AND NOT m.removed AND {_LIVE} GROUP BY v.feed_id, v.version_id ORDER BY v.seq",
-        ledger.own_domain,
-    )
-    short = []
-    for store_id, version_id, size, definition, count in rows:
-        replicas = feed_pb2.DataStoreDefinition.FromString(definition).replicas  # type: ignore[arg-type]
-        if count < replicas:  # type: ignore[operator]
-            short.append((store_id, version_id, size))
-    return short[:COPIES_PER_ROUND]  # type: ignore[return-value]
+    """(store, version, plain bytes) of own live versions placed on fewer members than asked for, and than there are."""
+    members = sum(not member.removed for member in ledger.members())
+    short: list[tuple[bytes, bytes, int]] = []
+    for store in ledger.datastores():
+        if store.owner != ledger.own_domain:
+            continue
+        rows = ledger._all(
+            # placements are counted in the order they lie in; only what is short is looked at
+            "SELECT v.version_id, v.size_bytes FROM (SELECT p.version_id AS short_id FROM placements p"
+            " JOIN members m ON m.domain = p.domain AND NOT m.removed WHERE p.feed_id = ?"
+            " GROUP BY p.version_id HAVING count(*) < ?)"
+            " CROSS JOIN versions v ON v.feed_id = ? AND v.version_id = short_id"
+            f" CROSS JOIN feeds f ON f.feed_id = v.feed_id WHERE {_LIVE} ORDER BY v.seq LIMIT ?",
+            store.feed_id, min(store.replicas, members), store.feed_id, COPIES_PER_ROUND - len(short),
+        )  # fmt: skip
+        short += [(store.feed_id, as_bytes(version), as_int(size)) for version, size in rows]
+    return short
 
 
 def versions_below_target(ledger: Ledger, store_id: bytes) -> int:

@@ -25,6 +25,7 @@ __all__ = ["Tending", "guarded", "pledge"]
 
 TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and at every change
 NODE_STATUS_SECONDS = 10.0
+OPENED_SECONDS = 1.0  # how often others hear of entries that are being opened
 FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
 
 
@@ -98,7 +99,22 @@ class Tending:
     async def _compare_heads(self) -> None:
         await compare_heads(self.catalog, self.nodes, self.observer, self.writer)
 
+    async def _open_what_waits(self) -> None:
+        """Entries whose key came after them, in turns of the writer thread; who waits for news hears now and then."""
+        steps = self.catalog.open_what_waits()
+        told = self.clock.monotonic()
+        opened = False
+        while await self.writer(lambda: next(steps, False) is None):
+            opened = True
+            if self.clock.monotonic() - told >= OPENED_SECONDS:
+                told = self.clock.monotonic()
+                self.bell.ring()
+        if opened:
+            self.bell.ring()
+
     async def _tend(self) -> None:
+        await self._open_what_waits()
+
         def care() -> bool:
             changed = self.catalog.tend(self.clock.wall())
             return place_again(self.catalog, self.choose_members) or changed
