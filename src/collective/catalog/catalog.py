@@ -328,6 +328,10 @@ class Catalog(Ledger):
         """State that a version held by the entry is whole here again."""
         placements.regain(self, store_id, version_id)
 
+    def copies_at(self, domain: str) -> int:
+        """How many versions of own DataStores a member holds."""
+        return placements.copies_at(self, domain)
+
     def held_here(self) -> list[HeldHere]:
         """What this home holds, by DataStore, and how much of it no other member does."""
         return placements.held_here(self)

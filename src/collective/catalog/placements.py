@@ -13,6 +13,7 @@ from collective.core.layout import decode_page
 from collective.wire import feed_pb2
 
 __all__ = [
+    "copies_at",
     "copies_missing",
     "held_here",
     "hold",
@@ -236,6 +237,19 @@ def versions_below_target(ledger: Ledger, store_id: bytes) -> int:
     assert row is not None
     assert isinstance(row[0], int)
     return row[0]
+
+
+def copies_at(ledger: Ledger, domain: str) -> int:
+    """How many versions of own DataStores a member holds."""
+    row = ledger._one(
+        "SELECT count(*) FROM placements p JOIN versions v USING (feed_id, version_id)"
+        " JOIN datastores d USING (feed_id)"
+        " LEFT JOIN holdings h ON h.feed_id = p.feed_id AND h.domain = p.domain"
+        f" WHERE p.domain = ? AND d.owner = ? AND NOT v.released AND {_HELD}",
+        domain, ledger.own_domain,
+    )  # fmt: skip
+    assert row is not None
+    return as_int(row[0])
 
 
 def held_here(ledger: Ledger) -> list[HeldHere]:

@@ -199,6 +199,12 @@ class StatusDesk:
         for domain, state in peers.items():
             if not state.connected and state.state is not State.LEFT:
                 yield Finding("warning", f"{domain} cannot be reached", state.reason or "it is being dialled")
+            elif state.state is State.LEFT and (count := self.catalog.copies_at(domain)):
+                yield Finding(
+                    "warning",
+                    f"{domain} left; {count} copies of your files lie there and cannot be reached",
+                    f"they count while {domain} is a member; it comes back by `coordinator --come-back` there",
+                )
 
     def _own_findings(self) -> Iterable[Finding]:
         yield from hold_findings("the coordinator", self.loop())
