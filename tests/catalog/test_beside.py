@@ -9,8 +9,6 @@ from collective.catalog import Catalog, GoesBack, beside, folding
 from collective.catalog.snapshot import TREE_TABLES
 from collective.wire import feed_pb2
 
-OPERATION = b"r" * 16
-
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +145,26 @@ def test_entries_whose_key_came_later_are_opened_in_slices(federation: TestFeder
     assert rounds > 3
     federation.exchange("alice", "bob")
     assert tree_of(bob) == tree_of(alice)
+
+
+def test_a_host_goes_back_without_a_tree(federation: TestFederation) -> None:
+    """bob hosts what he cannot read, from a snapshot on: he takes entries back like anybody."""
+    bob = federation.add("bob")
+    alice = federation.catalogs["alice"]
+    alice.create_datastore(b"/media", 0, 0, {})
+    store = alice.datastores()[0].feed_id
+    federation.exchange("alice", "bob")  # bob hosts it
+    put(alice, b"/media/first")
+    base = alice.fold(store).seq
+    bob.keep_blocks(store, base, alice.snapshot_blocks(store, base, sealed=False), sealed=False)
+    for _ in folding.start_from(bob, store, alice.own_domain, base, with_sealed=False):
+        continue
+    old = federation.saved_database("alice")
+    put(federation.catalogs["alice"], b"/media/lost-and-found")
+    federation.exchange("alice", "bob")
+    alice = federation.restart("alice", old, "bob")
+    alice.tend(federation.clock.wall())
+    federation.exchange("alice", "bob")
+    assert bob.heads()[store] == alice.heads()[store]
+    assert b"/media/lost-and-found" in tree_of(alice)
+    assert state_of(bob)["epochs"] == state_of(alice)["epochs"]

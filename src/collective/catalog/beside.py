@@ -82,7 +82,7 @@ def load_tree(applier: Applier, store_id: bytes, base_seq: int, tree: int) -> It
 def tree_up_to(applier: Applier, feed: Feed, kept_seq: int, tree: int) -> Iterator[None]:
     """The tree as the entries up to `kept_seq` made it, as far as they were opened here."""
     seq = feed.dropped_seq
-    if seq:
+    if seq and feed.opened_seq:  # else a host, to whom the tree is nothing
         yield from load_tree(applier, feed.feed_id, seq, tree)
     last = min(kept_seq, feed.opened_seq)
     while seq < last:
