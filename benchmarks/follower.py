@@ -128,7 +128,7 @@ def main() -> None:
             )  # fmt: skip
         empty = feed_pb2.Layout()
         offer = Offer(store, alice.own_domain, base, empty, empty, b"")
-        timed("a follower starts from it (one change)", rows, lambda: carol.start_from(offer, with_sealed=True))
+        timed("a follower starts from it", rows, lambda: list(carol.start_from(offer, with_sealed=True)))
         sample(bob, store, rows)
         sample(carol, store, rows)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -6,7 +6,7 @@ import os
 
 from support.catalogs import TestFederation, operation_id, rebuild, state_of
 
-from collective.catalog import Catalog
+from collective.catalog import Catalog, HeldHere
 from collective.chunks import compute_layout_hash, page_name
 from collective.core.layout import ChunkReference, encode_page
 from collective.wire import control_pb2, feed_pb2, submit_pb2
@@ -141,3 +141,23 @@ def test_whoever_wrote_into_anothers_datastore_fetches_what_it_lost(federation: 
     federation.sync()
     assert alice.holders(*version) == bob.holders(*version) == [BOB, ALICE]
     assert bob.versions_lost() == alice.copies_missing() == []
+
+
+def test_what_is_held_here_and_nowhere_else(federation: TestFederation) -> None:
+    """Before the host stated its copies they lie here alone; at the host they count as another's."""
+    alice, bob = federation.catalogs["alice"], federation.add("bob")
+    store = alice.create_datastore(b"/media", feed_pb2.MEDIA, 2, {})
+    federation.sync()
+    one = put_version(alice, b"/media/one", [os.urandom(32)])
+    put_version(alice, b"/media/two", [os.urandom(32), os.urandom(32)])
+    federation.sync()
+    assert bob.held_here() == []
+    assert alice.held_here() == [HeldHere(b"/media", ALICE, 2, 3 << 20, 2, 3 << 20)]
+    bob.hold(store.feed_id, [one])
+    federation.sync()
+    assert alice.held_here() == [HeldHere(b"/media", ALICE, 2, 3 << 20, 1, 2 << 20)]
+    assert bob.held_here() == [HeldHere(b"/media", ALICE, 1, 1 << 20, 0, 0)]
+    assert alice.copies_at(BOB) == 1
+    alice.lose([(store.feed_id, one)])
+    federation.sync()
+    assert bob.held_here() == [HeldHere(b"/media", ALICE, 1, 1 << 20, 1, 1 << 20)]

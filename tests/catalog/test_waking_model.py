@@ -120,6 +120,8 @@ class Model:
 
 def times_there(catalog: Catalog, write: Write) -> int:
     """In how many files, or earlier contents of files, it is."""
+    while catalog.sweep():
+        continue
     row = catalog._one(
         "SELECT (SELECT count(*) FROM inodes WHERE content = ?) + (SELECT count(*) FROM history WHERE content = ?)",
         write.content, write.content,

@@ -255,6 +255,28 @@ class TestDetection:
         assert all_alive(world)
 
 
+def test_a_member_away_for_a_year() -> None:
+    """A home comes back after a year on its old state, while others restarted and wrote: level and alive in seconds."""
+    day = 86400.0
+    unhurried = replace(LAN, heartbeat_seconds=day / 4, gossip_seconds=day, last_backoff_seconds=day)
+    world = memory_world(15, 4, unhurried)
+    acquainted(world)
+    *others, away = world.members.values()
+    away.crash()
+    for month in range(12):
+        write(world, month % 3, content=b"month %d" % month)
+        restarted = others[(month + 1) % 3]
+        restarted.crash()
+        world.run(day)
+        restarted.start()
+        world.run(29 * day)
+    assert all(member.thinks(away.name) is State.DEAD for member in others)
+    assert not away.feeds.heads()
+    away.start()
+    took = world.run_until(lambda: all_alive(world) and everybody_has(world, count=12), 60)
+    assert took <= 30, "by what its own first messages bring, not by the others' next round"
+
+
 NUMBERS = st.integers(0, 99)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.world import stand_in_sign, stand_in_verify
@@ -84,6 +85,36 @@ def test_every_flipped_byte_is_refused(kind: str) -> None:
             altered = raw[:index] + bytes([raw[index] ^ flip]) + raw[index + 1 :]
             with pytest.raises(CollectiveError):
                 opened(altered)
+
+
+def test_a_statement_crosses_an_untrusted_relay_unharmed_or_is_refused() -> None:
+    """bob hears of carol through alice alone: what alice altered is not believed, what she passed on is, as it was."""
+    carol = "carol.media.collective"
+    made = statement()
+    made.source = f"coord@{carol}"
+    raw = seal(made, stand_in_sign(carol))
+    bob = an_engine(BOB)
+    bob.start(b"", [ALICE], {}, 0.0)
+    stamp = 42
+
+    def relayed(passed_on: gossip_pb2.SignedGossip) -> None:
+        nonlocal stamp
+        stamp += 1
+        around = heartbeat(statements=[passed_on])
+        around.lamport = stamp
+        assert bob.receive(ALICE, seal(around, stand_in_sign(ALICE)), float(stamp)), "alice herself is heard"
+
+    for index in range(len(raw)):
+        altered = raw[:index] + bytes([raw[index] ^ 0x01]) + raw[index + 1 :]
+        try:
+            relayed(gossip_pb2.SignedGossip.FromString(altered))
+        except DecodeError:
+            continue  # it does not even fit into a message
+        assert bob.statements.get(carol) is None
+    relayed(gossip_pb2.SignedGossip.FromString(raw))
+    believed = bob.statements.get(carol)
+    assert believed is not None
+    assert believed.raw == raw
 
 
 @given(st.binary(max_size=300))

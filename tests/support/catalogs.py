@@ -209,16 +209,17 @@ DERIVED = {
     "holdings": "SELECT * FROM holdings",
     "holding_exceptions": "SELECT * FROM holding_exceptions",
     "inodes": "SELECT f.feed_id, i.number, i.mode, i.uid, i.gid, i.rdev, i.link_count, i.size_bytes, i.mtime_ns,"
-    " i.ctime_ns, i.atime_ns, i.symlink_target, i.version_id, i.content FROM inodes i JOIN feeds f ON f.id = i.store",
-    "links": "SELECT f.feed_id, l.parent, l.name, l.inode FROM links l JOIN feeds f ON f.id = l.store",
+    " i.ctime_ns, i.atime_ns, i.symlink_target, i.version_id, i.content FROM inodes i JOIN feeds f ON f.tree = i.store",
+    "links": "SELECT f.feed_id, l.parent, l.name, l.inode FROM links l JOIN feeds f ON f.tree = l.store",
     "creators": "SELECT f.feed_id, i.number, i.creator, i.content_change, i.content_actor, i.provisional FROM inodes i"
-    " JOIN feeds f ON f.id = i.store",
+    " JOIN feeds f ON f.tree = i.store",
     "history": "SELECT f.feed_id, h.inode, h.change, h.content, h.version_id, h.size_bytes, h.mtime_ns, h.actor,"
-    " h.replaced_change, h.replaced_ns, h.removed FROM history h JOIN feeds f ON f.id = h.store",
-    "gone": "SELECT f.feed_id, g.inode, g.parent, g.name, g.change FROM gone g JOIN feeds f ON f.id = g.store",
-    "number_leases": "SELECT f.feed_id, n.first, n.count, n.domain FROM number_leases n JOIN feeds f ON f.id = n.store",
-    "xattrs": "SELECT f.feed_id, x.inode, x.name, x.value FROM xattrs x JOIN feeds f ON f.id = x.store",
-    "numbers": "SELECT f.feed_id, n.next_number FROM store_numbers n JOIN feeds f ON f.id = n.store",
+    " h.replaced_change, h.replaced_ns, h.removed FROM history h JOIN feeds f ON f.tree = h.store",
+    "gone": "SELECT f.feed_id, g.inode, g.parent, g.name, g.change FROM gone g JOIN feeds f ON f.tree = g.store",
+    "number_leases": "SELECT f.feed_id, n.first, n.count, n.domain FROM number_leases n"
+    " JOIN feeds f ON f.tree = n.store",
+    "xattrs": "SELECT f.feed_id, x.inode, x.name, x.value FROM xattrs x JOIN feeds f ON f.tree = x.store",
+    "numbers": "SELECT f.feed_id, n.next_number FROM store_numbers n JOIN feeds f ON f.tree = n.store",
     "operations": "SELECT o.writer, o.random, f.feed_id, o.seq FROM operations o JOIN feeds f ON f.id = o.feed",
     "refused": "SELECT f.feed_id, r.seq, r.number, r.reason FROM refused_operations r JOIN feeds f ON f.id = r.feed",
     "snapshots": "SELECT f.feed_id, s.base_seq, s.seq, s.public_version, s.sealed_version FROM snapshots s"

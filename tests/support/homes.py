@@ -139,6 +139,11 @@ class Home:
         """SIGTERM, then the exit code."""
         assert self.coordinator is not None
         self.coordinator.terminate()
+        return self.ended()
+
+    def ended(self) -> int:
+        """The exit code of a coordinator that ends by itself."""
+        assert self.coordinator is not None
         code = self.coordinator.wait(20)
         self._close_pipe()
         self.coordinator = None

@@ -11,6 +11,7 @@ from collective.chunks import ChunkStore
 from collective.core.address import FederatedAddress
 from collective.core.errors import Unreachable
 from collective.core.observe import SILENT
+from collective.daemon.loopwatch import LoopWatch
 from collective.daemon.runtime import SystemClock
 from collective.identity import (
     ComponentKind,
@@ -83,7 +84,9 @@ class RunningNode:
         async def dial(address: FederatedAddress, place: str) -> LaneConnection:
             return await self.parts.dial_as(credentials, address, place)
 
-        self.desk = NodeDesk(self.store, self.policy, CLOCK, SILENT, dial, str(self.folder))
+        self.desk = NodeDesk(
+            self.store, self.policy, CLOCK, SILENT, dial, str(self.folder), LoopWatch(CLOCK, SILENT).told
+        )
         self.server = LaneServer(credentials, self.parts.trust, node_handlers(self.desk), clock=CLOCK)
         self.port = await self.server.start("127.0.0.1", 0)
 

@@ -16,12 +16,13 @@ from collective.catalog.folding import public_snapshot_key
 from collective.catalog.handing import Parcel
 from collective.catalog.heads import FolderHeadKeeper, HeadKeeper
 from collective.catalog.ledger import OwnKeys
-from collective.catalog.models import DataStore, Inline, Member, Node, VersionReference
+from collective.catalog.models import DataStore, HeldHere, Inline, Member, Node, VersionReference
 from collective.catalog.offers import Offer
 from collective.catalog.overlay import Overlay, located
 from collective.catalog.permissions import Verdict
 from collective.catalog.planning import Plan
 from collective.catalog.reader import Reader
+from collective.catalog.receiving import GoesBack
 from collective.catalog.roster import signing_public_key
 from collective.catalog.staged import Pending, StagedRow
 from collective.catalog.staging import Conflict
@@ -34,7 +35,9 @@ __all__ = [
     "FolderHeadKeeper",
     "Fork",
     "Gap",
+    "GoesBack",
     "HeadKeeper",
+    "HeldHere",
     "Inline",
     "Member",
     "Node",

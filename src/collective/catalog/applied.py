@@ -204,7 +204,7 @@ class AppliedTree(Facts):
     def content(self, node: Node) -> Inline | VersionReference:
         """Where a file's content is. Raises: NotFound."""
         row = self._one(
-            "SELECT i.content FROM inodes i JOIN feeds f ON f.id = i.store WHERE f.feed_id = ? AND i.number = ?",
+            "SELECT i.content FROM inodes i JOIN feeds f ON f.tree = i.store WHERE f.feed_id = ? AND i.number = ?",
             node.store_id, node.number,
         )  # fmt: skip
         if row is None:
@@ -225,7 +225,7 @@ class AppliedTree(Facts):
         if node.store_id is None or not node.readable:
             return {}
         rows = self._all(
-            "SELECT x.name, x.value FROM xattrs x JOIN feeds f ON f.id = x.store WHERE f.feed_id = ? AND x.inode = ?",
+            "SELECT x.name, x.value FROM xattrs x JOIN feeds f ON f.tree = x.store WHERE f.feed_id = ? AND x.inode = ?",
             node.store_id, node.number,
         )  # fmt: skip
         return {as_bytes(name): as_bytes(value) for name, value in rows}

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from collective.catalog import apply as applying
+from collective.catalog import beside
 from collective.catalog.chain import note_entry
 from collective.catalog.database import database_error, open_for_writing
 from collective.catalog.entry import ParsedEntry, open_sealed, parse_entry, root_feed_id, verify_signature
@@ -43,7 +44,10 @@ Body = feed_pb2.RootBody | feed_pb2.MemberBody | feed_pb2.StorePublic
 
 @dataclass(frozen=True)
 class Feed:
-    """A feed as it stands: its row, kind (root, member, store) and writer's member domain."""
+    """A feed as it stands: its row, kind (root, member, store) and writer's member domain.
+
+    `tree` is the number under which stands what its operations made (`catalog/beside`); the id in feeds without a tree.
+    """
 
     id: int
     feed_id: bytes
@@ -53,6 +57,7 @@ class Feed:
     opened_seq: int
     forked: bool
     dropped_seq: int
+    tree: int
 
 
 class Applier(Reader):
@@ -66,6 +71,8 @@ class Applier(Reader):
         self._writing = open_for_writing(path)
         self._lock = threading.RLock()
         self._writer_thread: int | None = None
+        self.in_the_making: set[int] = set()  # trees that are not swept though nothing shows them
+        self.made_beside: dict[bytes, beside.Made] = {}  # by feed: trees that wait to be shown
 
     def _rederive(self) -> None:
         """After a migration that asks for it: make the derived tables of all stores anew from their entries."""
@@ -74,13 +81,16 @@ class Applier(Reader):
             if not asked:
                 return
             for feed, store_id in connection.execute("SELECT id, feed_id FROM feeds WHERE kind = 'store'").fetchall():
-                applying.forget_store(connection, feed, store_id)
-                for seq, raw in connection.execute(
-                    "SELECT seq, entry FROM entries WHERE feed = ? ORDER BY seq", (feed,)
-                ):
-                    public = applying.parse_store_public(parse_entry(raw).public_part)
-                    applying.apply_store_public(connection, store_id, public, seq)
-                self.open_waiting(connection, store_id)
+                applying.forget_public(connection, feed, store_id)
+                for _, raw in connection.execute("SELECT seq, entry FROM entries WHERE feed = ? ORDER BY seq", (feed,)):
+                    entry = parse_entry(raw)
+                    note_entry(connection, feed, entry.header)
+                    public = applying.parse_store_public(entry.public_part)
+                    applying.apply_store_public(connection, store_id, public, entry.header.seq)
+                beside.show(self, connection, feed, beside.begin(self))
+                connection.execute("UPDATE feeds SET opened_seq = 0 WHERE id = ?", (feed,))
+                while self.open_waiting(connection, store_id):
+                    continue
             connection.execute("UPDATE meta SET value = 0 WHERE key = 'rederive'")
             applying.note_joined(connection)
 
@@ -129,15 +139,18 @@ class Applier(Reader):
 
     def _feed(self, feed_id: bytes) -> Feed | None:
         row = self._one(
-            "SELECT id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked, dropped_seq"
+            "SELECT id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, forked, dropped_seq, tree"
             " FROM feeds WHERE feed_id = ?",
             feed_id,
         )
         if row is None:
             return None
-        number, kind, owner, epoch, epoch_id, seq, hash_, lamport, opened, forked, dropped = row
+        number, kind, owner, epoch, epoch_id, seq, hash_, lamport, opened, forked, dropped, tree = row
         head = FeedState(as_int(epoch), as_bytes(epoch_id), as_int(seq), as_bytes(hash_), as_int(lamport))
-        return Feed(as_int(number), feed_id, str(kind), str(owner), head, as_int(opened), bool(forked), as_int(dropped))
+        return Feed(
+            as_int(number), feed_id, str(kind), str(owner), head, as_int(opened), bool(forked), as_int(dropped),
+            as_int(tree),
+        )  # fmt: skip
 
     def _verify(self, entry: ParsedEntry) -> tuple[str, str]:
         """Check the signature against the feed's one writer; (kind, owner). Raises: Corrupt, NotFound, Refused."""
@@ -206,11 +219,25 @@ class Applier(Reader):
                     if operation.HasField("datastore"):
                         applying.note_joined(connection)
         else:
-            if (header.seq == 1) != body.HasField("start"):
-                raise Corrupt("a store feed begins with its start, and only once")
-            self._check_start(body, owner)
-            applying.apply_store_public(connection, header.feed_id, body, header.seq)
-            self.open_waiting(connection, header.feed_id)
+            self._change_by_store(connection, header, body, owner)
+            opened = connection.execute("SELECT opened_seq FROM feeds WHERE id = ?", (number,)).fetchone()
+            if opened == (header.seq - 1,):  # else others wait before it, and are opened in turns of their own
+                self.open_waiting(connection, header.feed_id)
+
+    def change_by_public_part(self, connection: sqlite3.Connection, entry: ParsedEntry, owner: str) -> None:
+        """What a store's entry changes without being opened; inside a transaction."""
+        body = applying.parse_store_public(entry.public_part)
+        if body.HasField("epoch_start"):
+            cut_statements(connection, entry.header.feed_id, entry.header.epoch_number, body.epoch_start.base.seq)
+        self._change_by_store(connection, entry.header, body, owner)
+
+    def _change_by_store(
+        self, connection: sqlite3.Connection, header: feed_pb2.Header, body: feed_pb2.StorePublic, owner: str
+    ) -> None:
+        if (header.seq == 1) != body.HasField("start"):
+            raise Corrupt("a store feed begins with its start, and only once")
+        self._check_start(body, owner)
+        applying.apply_store_public(connection, header.feed_id, body, header.seq)
 
     def _check_start(self, body: feed_pb2.StorePublic, owner: str) -> None:
         if body.HasField("start"):
@@ -245,6 +272,7 @@ class Applier(Reader):
                 ),
             )  # fmt: skip
             number = as_int(cursor.lastrowid)
+            connection.execute("UPDATE feeds SET tree = id WHERE id = ?", (number,))
             applying.note_joined(connection)
         else:
             number = feed.id
@@ -258,31 +286,50 @@ class Applier(Reader):
         return number
 
     def open_waiting(self, connection: sqlite3.Connection, store_id: bytes) -> int:
-        """Apply the sealed parts whose key is here, in order, up to the first whose key is not; how many."""
+        """Apply a slice of the sealed parts, in order, as far as their keys are here; how many."""
         feed = self._feed(store_id)
         if feed is None:
             return 0
         if feed.opened_seq < feed.dropped_seq:
             return 0  # the tree that the first entry here goes on from is still to come (catalog/folding)
-        done = 0
+        done = size = 0
         for seq, raw in connection.execute(
             "SELECT seq, entry FROM entries WHERE feed = ? AND seq > ? ORDER BY seq", (feed.id, feed.opened_seq)
         ):
-            entry = parse_entry(raw)
-            if entry.sealed_part:
-                key = self.store_key(entry.header.key_name)
-                if key is None:
-                    break
-                applying.apply_store_sealed(connection, feed.id, entry, open_sealed(entry, key))
-            else:
-                public = applying.parse_store_public(entry.public_part)
-                if public.HasField("epoch_start"):
-                    applying.open_numbers(connection, feed.id, entry, public.epoch_start)
+            if not self.open_entry(connection, feed.tree, raw):
+                break
             connection.execute("UPDATE feeds SET opened_seq = ? WHERE id = ?", (seq, feed.id))
-            done += 1
+            done, size = done + 1, size + len(raw)
+            if size >= beside.BYTES_PER_SLICE:
+                break
         if done:
             connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
         return done
+
+    def open_entry(self, connection: sqlite3.Connection, tree: int, raw: bytes) -> bool:
+        """What the sealed part of a store's next entry makes of a tree; False when its key is not here."""
+        entry = parse_entry(raw)
+        if entry.sealed_part:
+            key = self.store_key(entry.header.key_name)
+            if key is None:
+                return False
+            applying.apply_store_sealed(connection, tree, entry, open_sealed(entry, key))
+            return True
+        public = applying.parse_store_public(entry.public_part)
+        if public.HasField("epoch_start"):
+            applying.open_numbers(connection, tree, entry, public.epoch_start)
+        return True
+
+    def waits_to_be_opened(self, feed_id: bytes) -> bool:
+        """Whether entries of a feed are here that could be opened and are not yet."""
+        feed = self._feed(feed_id)
+        if feed is None or not feed.dropped_seq <= feed.opened_seq < feed.head.seq:
+            return False
+        row = self._one("SELECT entry FROM entries WHERE feed = ? AND seq > ? ORDER BY seq", feed.id, feed.opened_seq)
+        if row is None:
+            return False
+        entry = parse_entry(as_bytes(row[0]))
+        return not entry.sealed_part or self.store_key(entry.header.key_name) is not None
 
 
 def parse_body(kind: str, public_part: bytes) -> Body:

@@ -18,7 +18,7 @@ __all__ = [
     "absorb",
     "apply_store_public",
     "apply_store_sealed",
-    "forget_store",
+    "forget_public",
     "note_joined",
     "open_numbers",
     "parse_store_public",
@@ -37,20 +37,20 @@ def parse_store_public(raw: bytes) -> feed_pb2.StorePublic:
         raise Corrupt("a store entry's public part cannot be decoded") from error
 
 
-def absorb(connection: sqlite3.Connection, operation_id: feed_pb2.OperationId, feed: int, seq: int) -> bool:
-    """Note an operation's id; False when it was applied before and must not apply again."""
+def absorb(connection: sqlite3.Connection, operation_id: feed_pb2.OperationId, tree: int, seq: int) -> bool:
+    """Note an operation's id; False when it was applied to this tree before and must not apply again."""
     if not operation_id.random:
         return True
     cursor = connection.execute(
-        "INSERT OR IGNORE INTO operations VALUES (?, ?, ?, ?)",
-        (operation_id.writer, operation_id.random, feed, seq),
+        "INSERT OR IGNORE INTO absorbed VALUES (?, ?, ?, ?)",
+        (operation_id.writer, operation_id.random, tree, seq),
     )
     return cursor.rowcount == 1
 
 
-def record_refusal(connection: sqlite3.Connection, feed: int, seq: int, number: int, reason: str) -> None:
+def record_refusal(connection: sqlite3.Connection, tree: int, seq: int, number: int, reason: str) -> None:
     """Keep why an operation of a signed entry was skipped."""
-    connection.execute("INSERT OR REPLACE INTO refused_operations VALUES (?, ?, ?, ?)", (feed, seq, number, reason))
+    connection.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?)", (tree, seq, number, reason))
 
 
 def apply_store_public(connection: sqlite3.Connection, store_id: bytes, public: feed_pb2.StorePublic, seq: int) -> None:
@@ -92,7 +92,7 @@ def _place(connection: sqlite3.Connection, store_id: bytes, version_id: bytes, m
     )
 
 
-def apply_store_sealed(connection: sqlite3.Connection, feed: int, entry: ParsedEntry, plain: bytes) -> None:
+def apply_store_sealed(connection: sqlite3.Connection, tree: int, entry: ParsedEntry, plain: bytes) -> None:
     """Tree operations in order, each once; what readers see."""
     try:
         sealed = feed_pb2.StoreSealed.FromString(plain)
@@ -100,28 +100,28 @@ def apply_store_sealed(connection: sqlite3.Connection, feed: int, entry: ParsedE
         raise Corrupt("a store entry's sealed part cannot be decoded") from error
     time_ns = min(entry.header.wall_milliseconds, (1 << 62) // 1_000_000) * 1_000_000
     seq = entry.header.seq
-    root = connection.execute("SELECT 1 FROM inodes WHERE store = ? AND number = ?", (feed, ROOT_NUMBER)).fetchone()
+    root = connection.execute("SELECT 1 FROM inodes WHERE store = ? AND number = ?", (tree, ROOT_NUMBER)).fetchone()
     if root is None:
-        make_root(connection, feed, time_ns)
+        make_root(connection, tree, time_ns)
     for index, operation in enumerate(sealed.operations):
-        if not absorb(connection, operation.id, feed, seq):
-            record_refusal(connection, feed, seq, index, "applied before")
+        if not absorb(connection, operation.id, tree, seq):
+            record_refusal(connection, tree, seq, index, "applied before")
             continue
-        reason = apply_to_tables(connection, feed, operation, seq=seq, index=index, time_ns=time_ns)
+        reason = apply_to_tables(connection, tree, operation, seq=seq, index=index, time_ns=time_ns)
         if reason:
-            record_refusal(connection, feed, seq, index, reason)
+            record_refusal(connection, tree, seq, index, reason)
     next_number = sealed.next_number
     for lease in sealed.leases:
         if 0 < lease.first < MAX_NUMBER and 0 < lease.count <= MAX_NUMBER - lease.first:
             connection.execute(
                 "INSERT OR IGNORE INTO number_leases VALUES (?, ?, ?, ?)",
-                (feed, lease.first, lease.count, lease.member_domain),
+                (tree, lease.first, lease.count, lease.member_domain),
             )
             next_number = max(next_number, lease.first + lease.count)
     if next_number:
         connection.execute(
             "UPDATE store_numbers SET next_number = max(next_number, ?) WHERE store = ?",
-            (min(next_number, MAX_NUMBER), feed),
+            (min(next_number, MAX_NUMBER), tree),
         )
     _drop_staged(connection, sealed.operations)
     if any(operation.WhichOneof("change") in _MOVING for operation in sealed.operations):
@@ -159,27 +159,24 @@ def note_joined(connection: sqlite3.Connection) -> None:
 
 
 def open_numbers(
-    connection: sqlite3.Connection, feed: int, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart
+    connection: sqlite3.Connection, tree: int, entry: ParsedEntry, epoch_start: feed_pb2.EpochStart
 ) -> None:
     """A new epoch gives out inode numbers far above every one given before: those of lost creates are not known.
 
     One gap for each epoch number since the base's: an epoch that was left between the two had gaps of its own.
     """
-    if connection.execute("SELECT 1 FROM store_numbers WHERE store = ?", (feed,)).fetchone() is None:
-        make_root(connection, feed, entry.header.wall_milliseconds * 1_000_000)
+    if connection.execute("SELECT 1 FROM store_numbers WHERE store = ?", (tree,)).fetchone() is None:
+        make_root(connection, tree, entry.header.wall_milliseconds * 1_000_000)
     epochs = min(entry.header.epoch_number - epoch_start.base.epoch_number, MAX_NUMBER // NUMBER_GAP)
     connection.execute(
         "UPDATE store_numbers SET next_number = min(next_number + ?, ?) WHERE store = ?",
-        (NUMBER_GAP * epochs, MAX_NUMBER, feed),
+        (NUMBER_GAP * epochs, MAX_NUMBER, tree),
     )
 
 
-def forget_store(connection: sqlite3.Connection, feed: int, store_id: bytes) -> None:
-    """Clear everything that derives from a store feed; its entries are applied anew afterwards."""
-    for table in ("inodes", "links", "xattrs", "store_numbers", "history", "gone", "number_leases"):
-        connection.execute(f"DELETE FROM {table} WHERE store = ?", (feed,))
-    for table in ("operations", "refused_operations", "snapshots"):
+def forget_public(connection: sqlite3.Connection, feed: int, store_id: bytes) -> None:
+    """Clear what derives from the public parts of a store feed; they are applied anew afterwards."""
+    for table in ("epochs", "snapshots"):
         connection.execute(f"DELETE FROM {table} WHERE feed = ?", (feed,))
     for table in ("versions", "placements"):
         connection.execute(f"DELETE FROM {table} WHERE feed_id = ?", (store_id,))
-    connection.execute("UPDATE feeds SET opened_seq = 0 WHERE id = ?", (feed,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from collective.catalog import (
+    beside,
     commands,
     datastores,
     folding,
@@ -25,7 +26,7 @@ from collective.catalog.database import open_for_reading
 from collective.catalog.facts import as_bytes
 from collective.catalog.handing import Parcel
 from collective.catalog.ledger import Ledger
-from collective.catalog.models import DataStore
+from collective.catalog.models import DataStore, HeldHere
 from collective.catalog.offers import Offer
 from collective.catalog.planning import Plan
 from collective.catalog.replay import replay
@@ -158,8 +159,13 @@ class Catalog(Ledger):
     def snapshot_offer_in(self, entry: bytes) -> Offer | None:
         return offers.offer_in(self, entry)
 
-    def start_from(self, offer: Offer, *, with_sealed: bool) -> None:
-        folding.start_from(self, offer.store_id, offer.owner, offer.base_seq, with_sealed=with_sealed)
+    def start_from(self, offer: Offer, *, with_sealed: bool) -> Iterator[None]:
+        """Start a feed from a snapshot whose blocks are here; one change at each step."""
+        return folding.start_from(self, offer.store_id, offer.owner, offer.base_seq, with_sealed=with_sealed)
+
+    def open_base(self, store_id: bytes) -> Iterator[None]:
+        """Load the tree of a feed that started without it; one change at each step."""
+        return folding.open_base(self, store_id)
 
     def unopened_offers(self) -> list[Offer]:
         return offers.unopened_offers(self)
@@ -167,8 +173,12 @@ class Catalog(Ledger):
     def droppable(self, now: float) -> list[Offer]:
         return offers.droppable(self, now)
 
-    def drop_entries(self, offer: Offer) -> int:
-        return folding.drop_entries(self, offer.store_id, offer.base_seq)
+    def drop_entries(self, offer: Offer) -> None:
+        folding.drop_entries(self, offer.store_id, offer.base_seq)
+
+    def sweep(self) -> bool:
+        """Remove a slice of what nothing shows or needs any more; whether there may be more."""
+        return beside.sweep(self) or folding.sweep_dropped(self)
 
     def opens_sealed(self, store_id: bytes) -> bool:
         """Whether this home reads the DataStore's tree."""
@@ -176,6 +186,19 @@ class Catalog(Ledger):
         return feed is not None and feed.opened_seq > 0
 
     # ------------------------------------------------------------ care
+
+    def open_what_waits(self) -> Iterator[None]:
+        """Open the entries whose keys are here; one change at each step."""
+        for store in self.datastores():
+            while self.open_some(store.feed_id):
+                yield
+
+    def open_some(self, store_id: bytes) -> bool:
+        """Open a slice of a DataStore's entries; whether there was any."""
+        if not self.waits_to_be_opened(store_id):
+            return False
+        with self.change() as connection:
+            return self.open_waiting(connection, store_id) > 0
 
     def tend(self, now: float) -> bool:
         """Background care; whether anything changed. `now` in seconds since 1970."""
@@ -314,6 +337,14 @@ class Catalog(Ledger):
     def regain(self, store_id: bytes, version_id: bytes) -> None:
         """State that a version held by the entry is whole here again."""
         placements.regain(self, store_id, version_id)
+
+    def copies_at(self, domain: str) -> int:
+        """How many versions of own DataStores a member holds."""
+        return placements.copies_at(self, domain)
+
+    def held_here(self) -> list[HeldHere]:
+        """What this home holds, by DataStore, and how much of it no other member does."""
+        return placements.held_here(self)
 
     def versions_lost(self) -> list[tuple[bytes, bytes]]:
         """(store, version) of versions held by the entry that are not whole here."""

@@ -14,11 +14,11 @@ from collective.core.errors import CollectiveError, Corrupt, Full, Misconfigured
 
 __all__ = ["SCHEMA_VERSION", "database_error", "open_for_reading", "open_for_writing"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_MILLISECONDS = 10_000
 CACHE_KIB = 32_768
 # Each migration is one SQL script that takes the file from its number to the next; the first is schema.sql.
-MIGRATIONS: tuple[str, ...] = ("schema.sql", "migration-2.sql", "migration-3.sql", "migration-4.sql")
+MIGRATIONS: tuple[str, ...] = ("schema.sql", "migration-2.sql", "migration-3.sql", "migration-4.sql", "migration-5.sql")
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:

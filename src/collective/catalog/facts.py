@@ -129,7 +129,8 @@ class Facts:
 
     def _read_stores(self) -> list[DataStore]:
         rows = self._all(
-            "SELECT d.feed_id, d.owner, d.lamport, d.definition, f.id, k.name FROM datastores d"
+            "SELECT d.feed_id, d.owner, d.lamport, d.definition,"
+            " CASE WHEN f.opened_seq >= f.dropped_seq THEN f.tree END, k.name FROM datastores d"
             " LEFT JOIN members m ON m.domain = d.owner LEFT JOIN feeds f ON f.feed_id = d.feed_id"
             " LEFT JOIN keys k ON k.feed_id = d.feed_id GROUP BY d.feed_id"
             " ORDER BY d.lamport, m.roster_order, d.feed_id"
@@ -356,7 +357,7 @@ class Facts:
     def usage(self, store_id: bytes) -> tuple[int, int]:
         """(files, plain bytes) of a DataStore that is readable here; (0, 0) of others."""
         row = self._one(
-            "SELECT count(*), coalesce(sum(i.size_bytes), 0) FROM inodes i JOIN feeds f ON f.id = i.store"
+            "SELECT count(*), coalesce(sum(i.size_bytes), 0) FROM inodes i JOIN feeds f ON f.tree = i.store"
             " WHERE f.feed_id = ? AND (i.mode & ?) = ?",
             store_id, stat.S_IFMT(0xFFFF), stat.S_IFREG,
         )  # fmt: skip

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from collective.catalog import apply as applying
+from collective.catalog import beside
 from collective.catalog.abandoned import keep_abandoned
 from collective.catalog.chain import epochs_of
 from collective.catalog.database import open_for_reading
 from collective.catalog.entry import ParsedEntry, parse_entry
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.roster import cut_statements
-from collective.catalog.snapshot import PUBLIC_TABLES, SEALED_TABLES, blocks_of, load_blocks, read_head
+from collective.catalog.snapshot import PUBLIC_TABLES, TREE_TABLES, blocks_of, load_blocks, read_head
 from collective.core.errors import Conflict, Corrupt, NotFound
 from collective.wire import feed_pb2
 
@@ -36,16 +37,18 @@ __all__ = [
     "due_for_snapshot",
     "fold",
     "keep_blocks",
-    "load_base",
-    "load_sealed",
+    "load_public",
     "newest_snapshots",
+    "open_base",
     "point_to",
     "public_snapshot_key",
     "start_from",
     "stored_blocks",
+    "sweep_dropped",
 ]
 
 BLOCKS_PER_CHANGE = 32  # a few megabytes: the writer thread is free in between
+SWEPT_PER_SLICE = 64  # entries or blocks: some megabytes
 _PUBLIC_KEY_CONTEXT = "collective 2026 public snapshot key 1"
 
 
@@ -73,16 +76,18 @@ def fold(ledger: Ledger, store_id: bytes) -> feed_pb2.Position:
     try:
         reading.execute("BEGIN")
         row = reading.execute(
-            "SELECT id, epoch_number, epoch_id, seq, hash, lamport FROM feeds WHERE feed_id = ? AND opened_seq = seq",
+            "SELECT id, tree, epoch_number, epoch_id, seq, hash, lamport FROM feeds"
+            " WHERE feed_id = ? AND opened_seq = seq",
             (store_id,),
         ).fetchone()
         if row is None:
             raise NotFound("that DataStore's tree is not all here")
-        number, epoch, epoch_id, seq, hash_, lamport = row
+        number, tree, epoch, epoch_id, seq, hash_, lamport = row
+        keys = {"feed": number, "feed_id": store_id, "store": tree, "tree": tree}
         base = feed_pb2.Position(epoch_number=epoch, epoch_id=epoch_id, seq=seq, hash=hash_)
-        for sealed, tables in ((False, PUBLIC_TABLES), (True, SEALED_TABLES)):
+        for sealed, tables in ((False, PUBLIC_TABLES), (True, TREE_TABLES)):
             head = feed_pb2.SnapshotHead(format=1, feed_id=store_id, base=base, base_lamport=lamport, sealed=sealed)
-            keep_blocks(ledger, store_id, seq, blocks_of(reading, number, store_id, tables, head), sealed=sealed)
+            keep_blocks(ledger, store_id, seq, blocks_of(reading, keys, tables, head), sealed=sealed)
         return base
     finally:
         reading.close()
@@ -151,51 +156,93 @@ def point_to(
 # ---------------------------------------------------------------- starting from one
 
 
-def start_from(ledger: Ledger, store_id: bytes, owner: str, base_seq: int, *, with_sealed: bool) -> None:
+def start_from(ledger: Ledger, store_id: bytes, owner: str, base_seq: int, *, with_sealed: bool) -> Iterator[None]:
     """Make the feed here what its entries up to the base made, from the blocks that were kept; then entries follow.
 
-    What is here of the feed must end before the base; entries off its chain are kept as abandoned.
-    Raises: Corrupt, Conflict (the feed here is past the base already).
+    One slice at each step, each a change of its own; what shows changes at the last. What is here of the feed must end
+    before the base; entries off its chain are kept as abandoned.
+    Raises: NotFound, Corrupt, Conflict (the feed here is past the base already).
     """
-    with ledger.change() as connection:
-        feed = ledger._feed(store_id)
-        if feed is not None and feed.head.seq >= base_seq:
-            raise Conflict("the feed is past that snapshot already")
-        first = next(stored_blocks(connection, store_id, base_seq, sealed=False), None)
-        if first is None:
-            raise NotFound("that snapshot is not here")
-        head = read_head(first, store_id, sealed=False)
-        if head.base.seq != base_seq:
-            raise Corrupt("a snapshot has another base than the entry that names it")
-        before: list[ParsedEntry] = []
-        if feed is None:
-            number = as_int(
-                connection.execute(
-                    "INSERT INTO feeds (feed_id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq)"
-                    " VALUES (?, 'store', ?, 1, x'', 0, x'', 0, 0)",
-                    (store_id, owner),
-                ).lastrowid
-            )
-        else:
-            number = feed.id
-            before = _newest_epoch(connection, feed)
-            connection.execute("DELETE FROM entries WHERE feed = ?", (number,))
-        connection.execute(
-            "UPDATE feeds SET epoch_number = ?, epoch_id = ?, seq = ?, hash = ?, lamport = ?, dropped_seq = ?"
-            " WHERE id = ?",
-            (
-                head.base.epoch_number, head.base.epoch_id, base_seq, head.base.hash, head.base_lamport, base_seq,
-                number,
-            ),
-        )  # fmt: skip
-        load_base(ledger, connection, number, store_id, base_seq, with_sealed=with_sealed)
-        on_chain = {epoch.id: epoch.last_seq for epoch in epochs_of(ledger, store_id)}
-        for entry in before:
-            if entry.header.seq > on_chain.get(entry.header.epoch_id, 0):
-                keep_abandoned(connection, entry)
-        connection.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'lamport'", (head.base_lamport,))
-        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
-        applying.note_joined(connection)
+    tree = beside.begin(ledger)
+    try:
+        if with_sealed:
+            yield from beside.load_tree(ledger, store_id, base_seq, tree)
+            yield
+        with ledger.change() as connection:
+            _start(ledger, connection, store_id, owner, base_seq, tree, base_seq if with_sealed else 0)
+    finally:
+        ledger.in_the_making.discard(tree)
+
+
+def _start(
+    ledger: Ledger,
+    connection: sqlite3.Connection,
+    store_id: bytes,
+    owner: str,
+    base_seq: int,
+    tree: int,
+    opened_seq: int,
+) -> None:
+    feed = ledger._feed(store_id)
+    if feed is not None and feed.head.seq >= base_seq:
+        raise Conflict("the feed is past that snapshot already")
+    first = next(stored_blocks(connection, store_id, base_seq, sealed=False), None)
+    if first is None:
+        raise NotFound("that snapshot is not here")
+    head = read_head(first, store_id, sealed=False)
+    if head.base.seq != base_seq:
+        raise Corrupt("a snapshot has another base than the entry that names it")
+    before: list[ParsedEntry] = []
+    if feed is None:
+        number = as_int(
+            connection.execute(
+                "INSERT INTO feeds (feed_id, kind, owner, epoch_number, epoch_id, seq, hash, lamport, opened_seq, tree)"
+                " VALUES (?, 'store', ?, 1, x'', 0, x'', 0, 0, ?)",
+                (store_id, owner, tree),
+            ).lastrowid
+        )
+    else:
+        number = feed.id
+        before = _newest_epoch(connection, feed)
+        connection.execute("DELETE FROM entries WHERE feed = ?", (number,))
+    connection.execute(
+        "UPDATE feeds SET epoch_number = ?, epoch_id = ?, seq = ?, hash = ?, lamport = ?, opened_seq = ?,"
+        " dropped_seq = ? WHERE id = ?",
+        (
+            head.base.epoch_number, head.base.epoch_id, base_seq, head.base.hash, head.base_lamport, opened_seq,
+            base_seq, number,
+        ),
+    )  # fmt: skip
+    load_public(ledger, connection, number, store_id, base_seq)
+    beside.show(ledger, connection, number, tree)
+    on_chain = {epoch.id: epoch.last_seq for epoch in epochs_of(ledger, store_id)}
+    for entry in before:
+        if entry.header.seq > on_chain.get(entry.header.epoch_id, 0):
+            keep_abandoned(connection, entry)
+    connection.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'lamport'", (head.base_lamport,))
+    connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+
+
+def open_base(ledger: Ledger, store_id: bytes) -> Iterator[None]:
+    """Load the tree of a feed that started from a snapshot without one, now that its blocks are here, in slices.
+
+    Nothing happens when it is there already. Entries after it are opened next. Raises: NotFound, Corrupt.
+    """
+    feed = ledger._feed(store_id)
+    if feed is None or feed.opened_seq >= feed.dropped_seq:
+        return
+    tree = beside.begin(ledger)
+    try:
+        yield from beside.load_tree(ledger, store_id, feed.dropped_seq, tree)
+        yield
+        with ledger.change() as connection:
+            if ledger._feed(store_id) is None:
+                return  # un-applied meanwhile
+            beside.show(ledger, connection, feed.id, tree)
+            connection.execute("UPDATE feeds SET opened_seq = ? WHERE id = ?", (feed.dropped_seq, feed.id))
+            connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+    finally:
+        ledger.in_the_making.discard(tree)
 
 
 def _newest_epoch(connection: sqlite3.Connection, feed: Feed) -> list[ParsedEntry]:
@@ -207,39 +254,24 @@ def _newest_epoch(connection: sqlite3.Connection, feed: Feed) -> list[ParsedEntr
     return [parse_entry(raw) for (raw,) in rows]
 
 
-def load_base(
-    applier: Applier, connection: sqlite3.Connection, number: int, store_id: bytes, base_seq: int, *, with_sealed: bool
-) -> None:
-    """The derived tables as the base left them, in place of what is there; inside a change."""
-    applying.forget_store(connection, number, store_id)
-    connection.execute("DELETE FROM epochs WHERE feed = ?", (number,))
+def load_public(applier: Applier, connection: sqlite3.Connection, number: int, store_id: bytes, base_seq: int) -> None:
+    """What the public parts up to the base made, in place of what is there; inside a change."""
+    applying.forget_public(connection, number, store_id)
     blocks = stored_blocks(connection, store_id, base_seq, sealed=False)
     next(blocks, None)
-    load_blocks(connection, number, store_id, PUBLIC_TABLES, blocks)
+    load_blocks(connection, {"feed": number, "feed_id": store_id}, PUBLIC_TABLES, blocks)
     for epoch in epochs_of(applier, store_id)[1:]:
         cut_statements(connection, store_id, epoch.number, epoch.first_seq - 1)
-    if with_sealed:
-        load_sealed(connection, number, store_id, base_seq)
-
-
-def load_sealed(connection: sqlite3.Connection, number: int, store_id: bytes, base_seq: int) -> bool:
-    """The tree as the base left it; False when its blocks are not here. Entries after it are opened next."""
-    blocks = stored_blocks(connection, store_id, base_seq, sealed=True)
-    first = next(blocks, None)
-    if first is None:
-        return False
-    if read_head(first, store_id, sealed=True).base.seq != base_seq:
-        raise Corrupt("a sealed snapshot has another base than the public one")
-    load_blocks(connection, number, store_id, SEALED_TABLES, blocks)
-    connection.execute("UPDATE feeds SET opened_seq = ? WHERE id = ?", (base_seq, number))
-    return True
 
 
 # ---------------------------------------------------------------- dropping
 
 
-def drop_entries(ledger: Ledger, store_id: bytes, base_seq: int) -> int:
-    """Drop the entries up to a base whose blocks are here, and older blocks; how many. The caller knows they may go."""
+def drop_entries(ledger: Ledger, store_id: bytes, base_seq: int) -> None:
+    """Let a base whose blocks are here stand for the entries up to it; `sweep_dropped` removes them, and older blocks.
+
+    The caller knows they may go. Raises: Conflict, NotFound.
+    """
     with ledger.change() as connection:
         feed = ledger._feed(store_id)
         if feed is None or feed.head.seq < base_seq:
@@ -249,7 +281,18 @@ def drop_entries(ledger: Ledger, store_id: bytes, base_seq: int) -> int:
                 continue  # a host that never opened anything needs the public part alone
             if next(stored_blocks(connection, store_id, base_seq, sealed=sealed), None) is None:
                 raise NotFound("the snapshot that would stand for the entries is not here")
-        count = connection.execute("DELETE FROM entries WHERE feed = ? AND seq <= ?", (feed.id, base_seq)).rowcount
         connection.execute("UPDATE feeds SET dropped_seq = ? WHERE id = ?", (base_seq, feed.id))
-        connection.execute("DELETE FROM snapshot_blocks WHERE feed_id = ? AND base_seq < ?", (store_id, base_seq))
-    return count
+
+
+def sweep_dropped(ledger: Ledger) -> bool:
+    """Remove a slice of the entries and blocks that a snapshot here stands for; whether there may be more."""
+    with ledger.change() as connection:
+        for query in (
+            "DELETE FROM entries WHERE rowid IN (SELECT e.rowid FROM feeds f JOIN entries e ON e.feed = f.id"
+            " AND e.seq <= f.dropped_seq WHERE f.dropped_seq > 0 LIMIT ?)",
+            "DELETE FROM snapshot_blocks WHERE rowid IN (SELECT b.rowid FROM feeds f JOIN snapshot_blocks b"
+            " ON b.feed_id = f.feed_id AND b.base_seq < f.dropped_seq WHERE f.dropped_seq > 0 LIMIT ?)",
+        ):
+            if connection.execute(query, (SWEPT_PER_SLICE,)).rowcount:
+                return True
+    return False

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from collective.catalog import folding, waking
+from collective.catalog import waking
 from collective.catalog.applier import Body
 from collective.catalog.chain import meeting_seq
 from collective.catalog.entry import MAX_OPERATIONS, build_entry, parse_entry, position_of
@@ -188,18 +188,6 @@ class Ledger(Receiver):
         if feed is None or start < feed.dropped_seq:
             return []  # they start from a snapshot
         return self.entries_after(feed_id, start, max_bytes=max_bytes, max_entries=max_entries)
-
-    def open_base(self, store_id: bytes) -> bool:
-        """Load the tree of a feed that started from a snapshot without one, now that its blocks are here, and go on."""
-        with self.change() as connection:
-            feed = self._feed(store_id)
-            if feed is None or feed.opened_seq >= feed.dropped_seq:
-                return False
-            if not folding.load_sealed(connection, feed.id, store_id, feed.dropped_seq):
-                return False
-            self.open_waiting(connection, store_id)
-            connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
-        return True
 
     # ------------------------------------------------------------ appending
 

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from collective.wire import feed_pb2
 
-__all__ = ["DataStore", "Inline", "Member", "Node", "VersionReference"]
+__all__ = ["DataStore", "HeldHere", "Inline", "Member", "Node", "VersionReference"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DataStore:
     inode_prefix: int
     metadata: Mapping[str, str]
     readable: bool
-    store_number: int  # of its tables here; 0 until its feed arrived
+    store_number: int  # of its tree here; 0 until that is there
     lamport: int
 
 
@@ -95,3 +95,15 @@ class VersionReference:
     size_bytes: int
     key_pages: tuple[bytes, ...]
     key_name: bytes
+
+
+@dataclass(frozen=True)
+class HeldHere:
+    """What this home holds of a DataStore: versions, plain bytes; `alone`: what no other member holds."""
+
+    path: bytes
+    owner: str
+    versions: int
+    size_bytes: int
+    alone: int
+    alone_bytes: int

@@ -7,12 +7,15 @@ from collections.abc import Set
 
 from collective.catalog.facts import as_bytes, as_int
 from collective.catalog.ledger import Ledger
+from collective.catalog.models import HeldHere
 from collective.core.errors import Full, NotFound
 from collective.core.layout import decode_page
 from collective.wire import feed_pb2
 
 __all__ = [
+    "copies_at",
     "copies_missing",
+    "held_here",
     "hold",
     "lose",
     "put_pages",
@@ -30,8 +33,8 @@ COPIES_PER_ROUND = 256
 
 # a version that a file has, or had and can have again; hosts cannot see that and count every one not released
 _LIVE = (
-    "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.id)"
-    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.id)"
+    "(EXISTS (SELECT 1 FROM inodes i WHERE i.version_id = v.version_id AND i.store = f.tree)"
+    " OR EXISTS (SELECT 1 FROM history y WHERE y.version_id = v.version_id AND y.store = f.tree)"
     " OR EXISTS (SELECT 1 FROM snapshots s WHERE s.feed = f.id"
     " AND v.version_id IN (s.public_version, s.sealed_version)))"
 )
@@ -95,8 +98,9 @@ def regain(ledger: Ledger, store_id: bytes, version_id: bytes) -> None:
 def versions_lost(ledger: Ledger) -> list[tuple[bytes, bytes]]:
     """(store, version) of versions held by the entry that are not whole here and wanted from another holder."""
     rows = ledger._all(
-        "SELECT v.feed_id, v.version_id FROM holding_exceptions x JOIN versions v USING (feed_id, version_id)"
-        " JOIN placements p ON p.feed_id = v.feed_id AND p.version_id = v.version_id AND p.domain = x.domain"
+        # CROSS JOIN: from the few exceptions, not from every version there is
+        "SELECT v.feed_id, v.version_id FROM holding_exceptions x CROSS JOIN versions v USING (feed_id, version_id)"
+        " CROSS JOIN placements p ON p.feed_id = v.feed_id AND p.version_id = v.version_id AND p.domain = x.domain"
         f" WHERE x.domain = ? AND {_BY_ENTRY} AND NOT v.released ORDER BY v.seq LIMIT ?",
         ledger.own_domain, COPIES_PER_ROUND,
     )  # fmt: skip
@@ -201,20 +205,23 @@ def copies_missing(ledger: Ledger) -> list[tuple[bytes, bytes, str]]:
 
 
 def versions_short_of_members(ledger: Ledger) -> list[tuple[bytes, bytes, int]]:
-    """(store, version, plain bytes) of own live versions that are placed on fewer members than asked for."""
-    rows = ledger._all(
-        "SELECT v.feed_id, v.version_id, v.size_bytes, d.definition, count(p.domain) FROM versions v"
-        " JOIN feeds f USING (feed_id) JOIN datastores d USING (feed_id)"
-        " JOIN placements p USING (feed_id, version_id) JOIN members m ON m.domain = p.domain"
-        f" WHERE d.owner = ? AND NOT m.removed AND {_LIVE} GROUP BY v.feed_id, v.version_id ORDER BY v.seq",
-        ledger.own_domain,
-    )
-    short = []
-    for store_id, version_id, size, definition, count in rows:
-        replicas = feed_pb2.DataStoreDefinition.FromString(definition).replicas  # type: ignore[arg-type]
-        if count < replicas:  # type: ignore[operator]
-            short.append((store_id, version_id, size))
-    return short[:COPIES_PER_ROUND]  # type: ignore[return-value]
+    """(store, version, plain bytes) of own live versions placed on fewer members than asked for, and than there are."""
+    members = sum(not member.removed for member in ledger.members())
+    short: list[tuple[bytes, bytes, int]] = []
+    for store in ledger.datastores():
+        if store.owner != ledger.own_domain:
+            continue
+        rows = ledger._all(
+            # placements are counted in the order they lie in; only what is short is looked at
+            "SELECT v.version_id, v.size_bytes FROM (SELECT p.version_id AS short_id FROM placements p"
+            " JOIN members m ON m.domain = p.domain AND NOT m.removed WHERE p.feed_id = ?"
+            " GROUP BY p.version_id HAVING count(*) < ?)"
+            " CROSS JOIN versions v ON v.feed_id = ? AND v.version_id = short_id"
+            f" CROSS JOIN feeds f ON f.feed_id = v.feed_id WHERE {_LIVE} ORDER BY v.seq LIMIT ?",
+            store.feed_id, min(store.replicas, members), store.feed_id, COPIES_PER_ROUND - len(short),
+        )  # fmt: skip
+        short += [(store.feed_id, as_bytes(version), as_int(size)) for version, size in rows]
+    return short
 
 
 def versions_below_target(ledger: Ledger, store_id: bytes) -> int:
@@ -230,3 +237,40 @@ def versions_below_target(ledger: Ledger, store_id: bytes) -> int:
     assert row is not None
     assert isinstance(row[0], int)
     return row[0]
+
+
+def copies_at(ledger: Ledger, domain: str) -> int:
+    """How many versions of own DataStores a member holds."""
+    row = ledger._one(
+        "SELECT count(*) FROM placements p JOIN versions v USING (feed_id, version_id)"
+        " JOIN datastores d USING (feed_id)"
+        " LEFT JOIN holdings h ON h.feed_id = p.feed_id AND h.domain = p.domain"
+        f" WHERE p.domain = ? AND d.owner = ? AND NOT v.released AND {_HELD}",
+        domain, ledger.own_domain,
+    )  # fmt: skip
+    assert row is not None
+    return as_int(row[0])
+
+
+def held_here(ledger: Ledger) -> list[HeldHere]:
+    """What this home holds, by DataStore, as its readers count it; of a DataStore it cannot read all not released."""
+    holders = (
+        " (SELECT {} FROM placements p JOIN members m ON m.domain = p.domain AND NOT m.removed"
+        " LEFT JOIN holdings h ON h.feed_id = p.feed_id AND h.domain = p.domain"
+        f" WHERE p.feed_id = v.feed_id AND p.version_id = v.version_id AND coalesce({_HELD}, 0))"
+    )
+    rows = ledger._all(
+        "SELECT feed_id, count(*), sum(size_bytes), sum(others = 0), sum((others = 0) * size_bytes) FROM (SELECT"
+        f" v.feed_id, v.size_bytes, {holders.format('total(p.domain = ?)')} AS own,"
+        f" {holders.format('total(p.domain <> ?)')} AS others"
+        " FROM versions v JOIN feeds f USING (feed_id)"
+        f" WHERE NOT v.released AND (f.opened_seq = 0 OR {_LIVE})) WHERE own GROUP BY feed_id",
+        *[ledger.own_domain] * 2,
+    )  # fmt: skip
+    held = []
+    for store_id, versions, size_bytes, alone, alone_bytes in rows:
+        store = ledger.store(as_bytes(store_id))
+        held.append(
+            HeldHere(store.path, store.owner, as_int(versions), as_int(size_bytes), as_int(alone), as_int(alone_bytes))
+        )
+    return sorted(held, key=lambda each: (each.owner, each.path))

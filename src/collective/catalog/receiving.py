@@ -14,19 +14,29 @@ from __future__ import annotations
 
 import sqlite3
 from abc import abstractmethod
+from collections.abc import Iterator
 
 from collective.catalog.abandoned import keep_abandoned
 from collective.catalog.applier import Applier, Feed, epoch_start_of
 from collective.catalog.chain import entry_standing_at, is_folded, last_kept_seq
 from collective.catalog.entry import ParsedEntry, parse_entry
 from collective.catalog.feed import FeedState, Fork, Gap, Step, judge
-from collective.catalog.unapply import unapply
+from collective.catalog.unapply import go_back, is_made, unapply
 from collective.core.errors import Conflict
 from collective.core.observe import Observer
 
-__all__ = ["FOREIGN", "Receiver"]
+__all__ = ["FOREIGN", "GoesBack", "Receiver"]
 
 FOREIGN = "entries came that this home signed and does not know"
+
+
+class GoesBack(Gap):
+    """An entry takes others of a store back: make the earlier tree by `Receiver.go_back`, then it can be received."""
+
+    def __init__(self, feed_id: bytes, kept_seq: int) -> None:
+        super().__init__(f"what is past entry {kept_seq} of feed {feed_id.hex()[:12]} is taken back first")
+        self.feed_id = feed_id
+        self.kept_seq = kept_seq
 
 
 class Receiver(Applier):
@@ -50,9 +60,14 @@ class Receiver(Applier):
     def _took_back(self, feed_id: bytes) -> None:
         """Entries of an own feed came back, or were un-applied; inside the change."""
 
-    def receive(self, raw: bytes) -> bool:
+    def go_back(self, back: GoesBack) -> Iterator[None]:
+        """Make the tree that an entry goes back to, beside the one that shows; one change at each step."""
+        return go_back(self, back.feed_id, back.kept_seq)
+
+    def receive(self, raw: bytes, *, at_once: bool = True) -> bool:
         """Take an entry from another member; False when it changes nothing.
 
+        `at_once` False: GoesBack is raised where a store's tree would be made anew within this change.
         Raises: Gap (pull what is missing), Corrupt, Refused, NotFound (its writer is not known yet), Conflict (fork:
         both are kept as evidence, nothing of that feed is applied any more; or a foreign entry of an own feed).
         """
@@ -68,7 +83,7 @@ class Receiver(Applier):
             try:
                 if self._writes(kind, owner) and not self._takes_back(feed, entry):
                     return self._own_came(feed, entry, kind, standing)
-                return self._take(feed, entry, kind, owner, standing)
+                return self._take(feed, entry, kind, owner, standing, at_once=at_once)
             except Fork:
                 self._keep_fork(entry)
                 raise
@@ -79,7 +94,9 @@ class Receiver(Applier):
             self.enter_doubt(entry.header.feed_id, "its entries are with others alone")
         return self.is_in_doubt(entry.header.feed_id)
 
-    def _take(self, feed: Feed | None, entry: ParsedEntry, kind: str, owner: str, standing: bytes | None) -> bool:
+    def _take(
+        self, feed: Feed | None, entry: ParsedEntry, kind: str, owner: str, standing: bytes | None, *, at_once: bool
+    ) -> bool:
         head = feed.head if feed else FeedState()
         start = epoch_start_of(entry, kind)
         own = self._writes(kind, owner)
@@ -99,6 +116,9 @@ class Receiver(Applier):
                 if there not in (None, base.hash):
                     raise Fork(f"entry {entry.header.seq} opens an epoch on another entry {base.seq} than the one here")
                 kept = last_kept_seq(self, feed.feed_id, base)
+                makes_tree = kind == "store" and feed.dropped_seq <= kept and kept > 0 and feed.opened_seq > 0
+                if makes_tree and not at_once and not is_made(self, feed, kept):
+                    raise GoesBack(feed.feed_id, kept)
                 with self.change() as connection:
                     self._unapply(connection, feed, kept)
                     if kept == base.seq:

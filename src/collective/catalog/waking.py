@@ -124,9 +124,11 @@ def open_epochs(ledger: Ledger) -> bool:
     """Open a new epoch on every own feed in doubt once everybody answered or was excused; whether any was opened."""
     if not ledger.doubts() or not ledger.own_is_admitted() or awaited(ledger):
         return False
+    own = _own_feed_ids(ledger)
+    if any(ledger.waits_to_be_opened(feed_id) for feed_id in own):
+        return False  # a change would be judged by a tree that is not all there
     with ledger.change() as connection:
         doubts = ledger.doubts()
-        own = _own_feed_ids(ledger)
         opening = [feed for feed in own if (ALL_FEEDS in doubts or feed in doubts) and not _is_stuck(ledger, feed)]
         connection.executemany("DELETE FROM doubts WHERE feed_id = ?", [(feed,) for feed in (ALL_FEEDS, *opening)])
         connection.execute("UPDATE meta SET value = 1 WHERE key = 'pages_wanted'")

@@ -33,6 +33,7 @@ __all__ = ["coordinator", "node"]
 @click.option(
     "--without", multiple=True, metavar="MEMBER", help="Wake up in doubt without this member's answer (repeatable)."
 )
+@click.option("--come-back", is_flag=True, help="Be there again after `federation leave`.")
 @click.option("--debug", is_flag=True, help="Log everything.")
 @click.pass_context
 def coordinator(
@@ -45,6 +46,7 @@ def coordinator(
     node_lane: str,
     config_file: Path | None,
     without: tuple[str, ...],
+    come_back: bool,
     debug: bool,
 ) -> None:
     """Run this home's coordinator, with its storage node when --storage is given. Stops on SIGTERM."""
@@ -58,6 +60,7 @@ def coordinator(
         storage_bytes=parse_size(storage) if storage else section.storage_capacity,
         storage_path=str(home.storage_path(storage_path)),
         without=without,
+        come_back=come_back,
     )
     raise_memory_thresholds()
     start(_coordinate(home, settings, debug))

@@ -17,6 +17,7 @@ __all__ = ["federation"]
         "bundle": ("collective.cli.membership", "bundle", "admit a member by a file carried by hand"),
         "join": ("collective.cli.membership", "join", "become a member with such a file"),
         "members": ("collective.cli.membership", "members", "who is in"),
+        "leave": ("collective.cli.leaving", "leave", "go on purpose; says what that means first"),
     },
 )
 def federation() -> None:

@@ -36,7 +36,8 @@ def status(context: click.Context, show_connections: bool, as_json: bool) -> Non
     click.echo(f"{document['health']}{': ' + reasons if reasons else ''}")
     for finding in document["findings"]:
         click.echo(f"  {finding['severity']}: {finding['message']}\n    {finding['mend']}")
-    click.echo(f"{document['address']} of {document['federation']}{'' if document['running'] else '  (not running)'}")
+    state = "" if document["running"] else "  (left the federation)" if document["left"] else "  (not running)"
+    click.echo(f"{document['address']} of {document['federation']}{state}")
     for node in document["nodes"]:
         click.echo(_node_line(node))
     for peer in document["peers"]:
@@ -63,7 +64,7 @@ async def _status(home: Home, connections: bool) -> dict[str, Any]:
         request = control_pb2.StatusRequest(connections=connections)
         reply = await control.call("Status", request, control_pb2.StatusReply)
         document: dict[str, Any] = json.loads(reply.json)
-        document["running"] = control.running
+        document["running"], document["left"] = control.running, home.has_left()
         document["mounts"] = home.read_mounts()
         return document
 

@@ -29,9 +29,12 @@ async def run_coordinator(
 ) -> None:
     """Serve until `stop` is set. Raises: Misconfigured, Conflict (home or port in use)."""
     with home.locked():
+        if home.has_left() and not settings.come_back:
+            raise Misconfigured("this home left the federation", "to come back: collective coordinator --come-back")
+        home.come_back()
         ground = open_foundation(home, clock, observer, settings)
         ground.catalog.excuse(settings.without)
-        parts = assemble(ground)
+        parts = assemble(ground, stop.set)
         for warning in unbuilt_keys(ground.config):
             observer.event("config.warning", message=warning)
         credentials = ground.household.coordinator
@@ -73,6 +76,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
             await ground.nodes.refresh()
         tending = parts.tending(settings)
         await tending.begin(ground.config.datastores)
+        begin("loop watch", parts.watch.run())
         begin("gossip", parts.gossiping.run())
         begin("recall", parts.recall.run())
         begin("hand over", parts.hand_over.run())

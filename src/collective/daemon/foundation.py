@@ -41,7 +41,7 @@ DIAL_TIMEOUT_SECONDS = 5.0
 class CoordinatorSettings:
     """`listen` and `lane` are HOST:PORT (port 0: a free one); `storage_bytes` 0: no embedded node.
 
-    `without`: members whose answer is not awaited when this home wakes up in doubt.
+    `without`: members whose answer is not awaited when this home wakes up in doubt. `come_back`: though it left.
     """
 
     listen: str
@@ -51,6 +51,7 @@ class CoordinatorSettings:
     storage_path: str
     debug: bool = False
     without: tuple[str, ...] = ()
+    come_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Foundation:
                 )
         with contextlib.suppress(TimeoutError):  # a node that is away holds up the start no longer than this
             async with asyncio.timeout(HEARING_SECONDS):
-                await compare_heads(self.catalog, nodes, self.observer)
+                await compare_heads(self.catalog, nodes, self.observer, self.writer)
         await nodes.close()
 
     async def close(self) -> None:

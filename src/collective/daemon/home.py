@@ -17,6 +17,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from collective.admission import Household
 from collective.catalog import Catalog, FolderHeadKeeper, HeadKeeper
+from collective.chunks.disk import sync_folder
 from collective.core.clock import Clock
 from collective.core.errors import Conflict, Misconfigured
 from collective.core.observe import SILENT, Observer
@@ -194,6 +195,21 @@ class Home:
                 else:
                     record.unlink(missing_ok=True)
         return rows
+
+    # ------------------------------------------------------------ left
+
+    def has_left(self) -> bool:
+        """Whether this home left its federation on purpose and did not come back."""
+        return (self.path / "left").exists()
+
+    def note_left(self) -> None:
+        """Durable: no start of the coordinator, by a service manager for one, undoes it."""
+        with (self.path / "left").open("w") as file:
+            os.fsync(file.fileno())
+        sync_folder(self.path)
+
+    def come_back(self) -> None:
+        (self.path / "left").unlink(missing_ok=True)
 
     # ------------------------------------------------------------ gossip.state
 

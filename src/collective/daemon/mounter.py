@@ -23,8 +23,10 @@ from collective.core.errors import CollectiveError, Misconfigured, NotFound
 from collective.core.observe import Observer
 from collective.daemon.client import ReadSide, dial_own_coordinator, open_read_side
 from collective.daemon.home import Home
+from collective.daemon.loopwatch import LoopWatch
 from collective.daemon.mount_writing import open_writer
 from collective.daemon.runtime import LogObserver, first_error, until_stopped
+from collective.health.holds import holds_document
 from collective.mount import MountSettings
 from collective.mount import unmount as unmount_directory
 from collective.mount.filesystem import Space
@@ -101,7 +103,7 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
             os.close(ready_descriptor)
 
     def on_ready() -> None:
-        _write_record(record, options, writer, {})
+        _write_record(record, options, writer, watch, {})
         tell("ready")
 
     def tell_why_not(error: CollectiveError) -> None:
@@ -111,6 +113,7 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
     home.check()
     home.mounts.mkdir(mode=0o700, exist_ok=True)
     writer: Writer | None = None
+    watch = LoopWatch(clock, observer)
     record = home.mounts / f"{os.getpid()}.json"
     try:
         async with AsyncExitStack() as stack:
@@ -121,7 +124,10 @@ async def run_mounter(home: Home, options: MountOptions, clock: Clock, ready_des
                     open_writer(home, side, options.journal_bytes, clock, observer)
                 )
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            background = [group.create_task(_write_statistics(side, options, record, writer))]
+            background = [
+                group.create_task(watch.run()),
+                group.create_task(_write_statistics(side, options, record, writer, watch)),
+            ]
             if committer is not None:
                 background.append(group.create_task(committer.run()))
             with until_stopped() as stop:
@@ -156,15 +162,19 @@ def _space(side: ReadSide) -> Space:
     return Space(total_bytes=used, free_bytes=0)
 
 
-async def _write_statistics(side: ReadSide, options: MountOptions, record: Path, writer: Writer | None) -> None:
+async def _write_statistics(
+    side: ReadSide, options: MountOptions, record: Path, writer: Writer | None, watch: LoopWatch
+) -> None:
     """Keep what the mount did beside its pid, for `status` and the curious."""
     while True:
         await asyncio.sleep(STATISTICS_SECONDS)
         if record.exists():
-            _write_record(record, options, writer, side.fetcher.bytes_by_member())
+            _write_record(record, options, writer, watch, side.fetcher.bytes_by_member())
 
 
-def _write_record(record: Path, options: MountOptions, writer: Writer | None, bytes_by_member: dict[str, int]) -> None:
+def _write_record(
+    record: Path, options: MountOptions, writer: Writer | None, watch: LoopWatch, bytes_by_member: dict[str, int]
+) -> None:
     document = {
         "directory": str(options.directory),
         "pid": os.getpid(),
@@ -172,6 +182,7 @@ def _write_record(record: Path, options: MountOptions, writer: Writer | None, by
         "bytes_by_member": bytes_by_member,
         "pending": writer.journal.unsettled_count if writer is not None else 0,
         "trouble": writer.writing.trouble if writer is not None and writer.writing is not None else "",
+        "loop": holds_document(watch.told()),
     }
     temporary = record.with_suffix(".new")
     temporary.write_text(json.dumps(document) + "\n")

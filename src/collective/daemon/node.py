@@ -16,6 +16,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Corrupt
 from collective.core.observe import Observer
 from collective.daemon.home import Home
+from collective.daemon.loopwatch import LoopWatch
 from collective.daemon.runtime import ready
 from collective.identity import Credentials, TrustStore
 from collective.net.channels import Channels
@@ -64,7 +65,8 @@ async def run_node(home: Home, settings: NodeSettings, clock: Clock, observer: O
             lane_host, lane_port, credentials=credentials, trust=trust, clock=clock, expected=address
         )
 
-    desk = NodeDesk(store, policy, clock, observer, dial, str(settings.storage_path))
+    watch = LoopWatch(clock, observer)
+    desk = NodeDesk(store, policy, clock, observer, dial, str(settings.storage_path), watch.told)
     lane = LaneServer(credentials, trust, node_handlers(desk), clock=clock, observer=observer)
     try:
         host, port = parse_host_port(settings.lane)
@@ -82,10 +84,14 @@ async def run_node(home: Home, settings: NodeSettings, clock: Clock, observer: O
                                  credentials, observer),
             )  # fmt: skip
             ready(f"ready: {own.address} on lane {host}:{port}, chunks in {settings.storage_path}")
-            scrubbing = group.create_task(_scrub(store, clock, observer))
+            background = [
+                registering,
+                group.create_task(_scrub(store, clock, observer)),
+                group.create_task(watch.run()),
+            ]
             await stop.wait()
-            registering.cancel()
-            scrubbing.cancel()
+            for task in background:
+                task.cancel()
     finally:
         await lane.stop()
         await channels.close()

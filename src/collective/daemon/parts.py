@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from collective.admission import AdmissionDesk, admission_rows
+from collective.admission import AdmissionDesk, Goodbye, LeaveDesk, admission_rows, leave_rows
 from collective.daemon.foundation import CoordinatorSettings, Foundation
 from collective.daemon.gossip import join_gossip
+from collective.daemon.loopwatch import LoopWatch
 from collective.daemon.snapshots import join_snapshots
 from collective.daemon.tending import Tending, pledge
 from collective.daemon.writing import Writing, join_writing
@@ -46,6 +47,8 @@ class Parts:
     writing: Writing
     relay: RelayDesk
     refetch: Refetcher
+    watch: LoopWatch
+    stop: Callable[[], None]
 
     def rows(self) -> list[Row]:
         """The dispatch table: what other members, own components and own people may ask."""
@@ -62,6 +65,7 @@ class Parts:
             *change_rows(writing.submit, writing.numbers),
             *path_rows(paths),
             *admission_rows(self._admission()),
+            *leave_rows(self._leaving()),
             *status_rows(self._status()),
             *waking_rows(HandBackDesk(ground.catalog, ground.bell, ground.observer, ground.writer)),
         ]
@@ -129,6 +133,13 @@ class Parts:
             after_change=ground.after_change,
         )
 
+    def _leaving(self) -> LeaveDesk:
+        async def say_goodbye() -> Goodbye:
+            return Goodbye(*await self.gossiping.leave())
+
+        ground = self.foundation
+        return LeaveDesk(ground.catalog, ground.home.note_left, say_goodbye, self.stop)
+
     def _status(self) -> StatusDesk:
         ground = self.foundation
         return StatusDesk(
@@ -141,11 +152,12 @@ class Parts:
             own=ground.own,
             endpoints=lambda: ground.endpoints,
             relayed_bytes=lambda: self.relay.relayed_bytes,
+            loop=self.watch.told,
         )
 
 
-def assemble(ground: Foundation) -> Parts:
-    """Join the rooms."""
+def assemble(ground: Foundation, stop: Callable[[], None] = lambda: None) -> Parts:
+    """Join the rooms. `stop` ends the process that serves."""
     own_domain = ground.own.member_domain
     snapshots = join_snapshots(ground)
     taker = EntryTaker(
@@ -171,4 +183,6 @@ def assemble(ground: Foundation) -> Parts:
             ground.catalog, ground.nodes, ground.tickets, RpcTicketProvider(ground.channels, ground.book),
             LanePool(ground.dial, ground.clock), ground.bell, ground.clock, ground.observer, own_domain, ground.writer,
         ),
+        watch=LoopWatch(ground.clock, ground.observer),
+        stop=stop,
     )  # fmt: skip

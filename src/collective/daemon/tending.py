@@ -26,6 +26,7 @@ __all__ = ["Tending", "guarded", "pledge"]
 TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and when something changed …
 REST_SECONDS = 0.1  # … with so much between two rounds: a stream of changes is looked at in portions
 NODE_STATUS_SECONDS = 10.0
+OPENED_SECONDS = 1.0  # how often others hear of entries that are being opened
 FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
 
 
@@ -78,7 +79,7 @@ class Tending:
                 status_due, known_nodes = now + NODE_STATUS_SECONDS, len(self.nodes.all())
                 keeps_absent = now - started < FORGET_NODES_SECONDS
                 await guarded(self.observer, "nodes", self.nodes.refresh)
-                await guarded(self.observer, "heads", lambda: compare_heads(self.catalog, self.nodes, self.observer))
+                await guarded(self.observer, "heads", self._compare_heads)
                 await guarded(self.observer, "card", lambda: self.update_card(keeps_absent))
             await guarded(self.observer, "tend", self._tend)
 
@@ -98,7 +99,25 @@ class Tending:
 
         await self.bell.rounds(look, idle_seconds=TICK_SECONDS, rest_seconds=REST_SECONDS)
 
+    async def _compare_heads(self) -> None:
+        await compare_heads(self.catalog, self.nodes, self.observer, self.writer)
+
+    async def _open_what_waits(self) -> None:
+        """Entries whose key came after them, in turns of the writer thread; who waits for news hears now and then."""
+        steps = self.catalog.open_what_waits()
+        told = self.clock.monotonic()
+        opened = False
+        while await self.writer(lambda: next(steps, False) is None):
+            opened = True
+            if self.clock.monotonic() - told >= OPENED_SECONDS:
+                told = self.clock.monotonic()
+                self.bell.ring()
+        if opened:
+            self.bell.ring()
+
     async def _tend(self) -> None:
+        await self._open_what_waits()
+
         def care() -> bool:
             changed = self.catalog.tend(self.clock.wall())
             return place_again(self.catalog, self.choose_members) or changed

@@ -6,6 +6,7 @@ Without a running coordinator the same handlers run in the command's own process
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,12 +58,14 @@ class CommandDesk:
             )
 
         await self._change(create)
-        return control_pb2.DataStoreReply(datastore=self._info(made[0]), created=not existed, notes=notes)
+        info = await asyncio.to_thread(self._info, made[0])
+        return control_pb2.DataStoreReply(datastore=info, created=not existed, notes=notes)
 
     async def list_datastores(
         self, caller: Caller, request: control_pb2.ListDataStoresRequest
     ) -> control_pb2.ListDataStoresReply:
-        return control_pb2.ListDataStoresReply(datastores=[self._info(store) for store in self.catalog.datastores()])
+        infos = [await asyncio.to_thread(self._info, store) for store in self.catalog.datastores()]
+        return control_pb2.ListDataStoresReply(datastores=infos)
 
     async def show_datastore(
         self, caller: Caller, request: control_pb2.ShowDataStoreRequest
@@ -75,7 +78,7 @@ class CommandDesk:
                 f"{request.path.decode(errors='replace')} is a folder of the DataStore"
                 f" {store.path.decode(errors='replace')}, not a DataStore itself"
             )
-        return control_pb2.DataStoreReply(datastore=self._info(store))
+        return control_pb2.DataStoreReply(datastore=await asyncio.to_thread(self._info, store))
 
     async def grant_rights(
         self, caller: Caller, request: control_pb2.GrantRightsRequest
@@ -142,6 +145,7 @@ class CommandDesk:
         return domain_meant(self.catalog, self.own_address, owner) if owner else None
 
     def _info(self, store: DataStore) -> control_pb2.DataStoreInfo:
+        """In a thread: files and copies are counted."""
         files, size_bytes = self.catalog.usage(store.feed_id)
         return control_pb2.DataStoreInfo(
             path=store.path,

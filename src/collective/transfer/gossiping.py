@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from random import Random
 
 from collective.catalog import Catalog
-from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Misconfigured, Unreachable
 from collective.core.observe import Observer
@@ -37,6 +36,7 @@ from collective.gossip import (
 )
 from collective.net.channels import Channels
 from collective.transfer.events import ChangeBell
+from collective.transfer.gossip_dial import GossipDial
 from collective.transfer.gossip_view import (
     RIGHTS_SECONDS,
     MemberKeys,
@@ -55,13 +55,12 @@ from collective.wire.gossip_pb2 import GossipMessage, GossipType, SignedGossip
 
 __all__ = ["GossipParts", "Gossiping"]
 
-CALL_SECONDS = 3.0
 REST_SECONDS = 0.02  # after news was told: what follows at once goes out together
+LEAVE_SECONDS = 5.0  # for a last message to everybody
 QUEUE_LENGTH = 64  # messages waiting for one peer; what is older than that is stale anyway
 DELIVERIES_WAITING = 256  # pushes of up to 64 KiB; what comes beyond is asked for later
 PULLS_AT_ONCE = 4
 FIRST_PART = 8  # the fields of GossipMessage from there on say what it carries
-DEFAULT_PORT = 8001  # of a member that is known by its domain alone
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,10 @@ class Gossiping:
         self._queues: dict[str, deque[bytes]] = {}
         self._deliveries: asyncio.Queue[Deliver] = asyncio.Queue(DELIVERIES_WAITING)
         self._pulls = asyncio.Semaphore(PULLS_AT_ONCE)
-        self._places: dict[str, list[str]] = {}
-        self._used: dict[str, str] = {}  # the endpoint that answered last
+        self._dial = GossipDial(parts.channels, parts.book)
         self._reasons: dict[str, str] = {}
+        self._left = False
+        self._drained = asyncio.Event()
 
     def states(self) -> dict[str, PeerState]:
         """Every other member as it looks from here."""
@@ -119,7 +119,7 @@ class Gossiping:
         return {
             view.domain: PeerState(
                 state=view.state,
-                endpoint=self._used.get(view.domain, ""),
+                endpoint=self._dial.used(view.domain),
                 heard_seconds_ago=None if view.last_heard is None else max(0.0, now - view.last_heard),
                 behind=view.behind,
                 ahead=view.ahead,
@@ -132,6 +132,27 @@ class Gossiping:
         """A number that is another one at each start of a member, 0 while it cannot be reached."""
         peer = self._engine.membership.peers.get(domain)
         return peer.incarnation if peer is not None and peer.state in REACHABLE else 0
+
+    async def leave(self) -> tuple[list[str], list[str]]:
+        """Say to everybody that this member goes on purpose, and nothing after it: (who was told, who could not be).
+
+        Raises: Unreachable while it does not run.
+        """
+        if self._running is None:
+            raise Unreachable("this coordinator is starting or stopping", "try again in a moment")
+        peers = list(self._engine.membership.peers)
+        live = self._engine.membership.live()
+        self._left = True
+        self._carry_out(self._engine.leave(self._parts.clock.monotonic()))
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                while self._queues:
+                    self._drained.clear()
+                    await self._drained.wait()
+        except TimeoutError:
+            self._parts.observer.event("gossip.leave_unfinished", waiting=", ".join(self._queues))
+        told = [peer for peer in live if peer not in self._reasons and peer not in self._queues]
+        return told, sorted(set(peers) - set(told))
 
     # ------------------------------------------------------------ running
 
@@ -178,6 +199,8 @@ class Gossiping:
 
     async def _report(self) -> None:
         """Look once, and tell the engine what was seen."""
+        if self._left:
+            return  # a word more, and this member would count as here again
         parts = self._parts
         async with self._looking:
             view, moved = await parts.read(self._look)
@@ -208,7 +231,7 @@ class Gossiping:
             self._parts.catalog.note_heads(domain, heads)  # entries are dropped when everybody is past them
         self._view = self._parts.keys.view = view
         self._view_due = self._parts.clock.monotonic() + RIGHTS_SECONDS
-        self._places.clear()
+        self._dial.forget()
 
     def _roster(self) -> set[str]:
         """Members, and who is known from earlier: a home that lost its database has no others."""
@@ -223,7 +246,7 @@ class Gossiping:
 
     async def _keep_time(self) -> None:
         clock = self._parts.clock
-        while True:
+        while not self._left:
             self._alarm.clear()
             wait = self._engine.due() - clock.monotonic()
             if wait > 0:
@@ -240,7 +263,7 @@ class Gossiping:
 
     async def handle(self, sender: str, message: SignedGossip) -> control_pb2.GossipReply:
         """A message came over a connection that is `sender`'s. Raises: Refused, Corrupt, Unreachable (starting)."""
-        if self._running is None:
+        if self._running is None or self._left:
             raise Unreachable("this coordinator is starting or stopping", "try again in a moment")
         raw = message.SerializeToString()
         self._told("debug.gossip.received", sender, raw)
@@ -274,7 +297,7 @@ class Gossiping:
                     self._spawn(self._pull(peer, feeds), f"pull from {peer}")
                 case Learned(domain, endpoints):
                     parts.book.learn(domain, endpoints)
-                    self._places.pop(domain, None)
+                    self._dial.forget(domain)
                 case StateChanged(domain, old, new):
                     parts.observer.event("gossip.member", member=domain, was=str(old), now=str(new))
         self._alarm.set()
@@ -309,56 +332,25 @@ class Gossiping:
                 await self._send(peer, waiting.popleft())
         finally:
             del self._queues[peer]
+            self._drained.set()
 
     async def _send(self, peer: str, raw: bytes) -> None:
         clock = self._parts.clock
         self._told("debug.gossip.sent", peer, raw)
         try:
-            reply = await self._call(peer, raw)
+            reply = await self._dial.call(peer, raw)
         except CollectiveError as error:
             self._reasons[peer] = error.message
             self._carry_out(self._engine.unreachable(peer, clock.monotonic()))
             return
         self._reasons.pop(peer, None)
-        for message in reply.messages:
+        for message in () if self._left else reply.messages:
             answer = message.SerializeToString()
             self._told("debug.gossip.received", peer, answer)
             try:
                 self._carry_out(self._engine.receive(peer, answer, clock.monotonic()))
             except CollectiveError as error:
                 self._parts.observer.event("gossip.refused", peer=peer, reason=error.message)
-
-    async def _call(self, peer: str, raw: bytes) -> control_pb2.GossipReply:
-        """Hand a message over at the first place that takes it. Raises: what the last one raised."""
-        failure: CollectiveError = Unreachable(f"nobody told where {peer} can be reached")
-        for place in self._places_of(peer):
-            try:
-                reply = await self._parts.channels.unary(
-                    FederatedAddress("coord", peer),
-                    place,
-                    "/collective.v1.Federation/Gossip",
-                    SignedGossip.FromString(raw),
-                    control_pb2.GossipReply,
-                    CALL_SECONDS,
-                )
-            except CollectiveError as error:
-                failure = error
-                if self._used.get(peer) == place:
-                    del self._used[peer]
-                    self._places.pop(peer, None)
-            else:
-                self._used[peer] = place
-                return reply
-        raise failure
-
-    def _places_of(self, peer: str) -> list[str]:
-        """Where to dial, the place that answered last first; without any, the domain itself is asked of DNS."""
-        places = self._places.get(peer)
-        if places is None:
-            told = [endpoint.grpc for endpoint in self._parts.book.endpoints(peer)]
-            places = self._places[peer] = told or [f"{peer}:{DEFAULT_PORT}"]
-        used = self._used.get(peer)
-        return [used, *(place for place in places if place != used)] if used else places
 
     def _told(self, event: str, peer: str, raw: bytes) -> None:
         message = GossipMessage.FromString(SignedGossip.FromString(raw).message)
@@ -391,7 +383,7 @@ class Gossiping:
         pulled = Pulled(progress=False, complete=False)
         try:
             async with self._pulls:
-                pulled = await self._parts.taker.pull(peer, self._places_of(peer)[0], feeds)
+                pulled = await self._parts.taker.pull(peer, self._dial.places_of(peer)[0], feeds)
                 await self._report()  # the next comparison must see what came
         except CollectiveError as error:
             self._parts.observer.event("sync.broken", peer=peer, reason=error.message)

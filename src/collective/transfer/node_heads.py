@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
 
@@ -23,6 +24,7 @@ __all__ = ["NodeHeads", "compare_heads"]
 
 CALL_SECONDS = 0.8  # an entry waits so long for connected nodes; one that took longer counts as away, and is told later
 WAIT_SECONDS = 1.0  # for the event loop to say so
+Hear = Callable[[Callable[[], set[bytes]]], Awaitable[set[bytes]]]
 
 
 class NodeHeads:
@@ -92,8 +94,11 @@ class NodeHeads:
         await asyncio.gather(*(one(node) for node in connected))
 
 
-async def compare_heads(catalog: Catalog, nodes: NodeDirectory, observer: Observer) -> None:
-    """Read the heads that every node keeps: a newer one is doubt, an older or missing one is renewed there."""
+async def compare_heads(catalog: Catalog, nodes: NodeDirectory, observer: Observer, write: Hear) -> None:
+    """Read the heads that every node keeps: a newer one is doubt, an older or missing one is renewed there.
+
+    `write` runs on the catalogue's writer thread: comparing waits for whatever change is under way.
+    """
 
     async def one(node: NodeRecord) -> None:
         try:
@@ -101,7 +106,9 @@ async def compare_heads(catalog: Catalog, nodes: NodeDirectory, observer: Observ
             rows = [feed_pb2.FeedHead.FromString(row) for row in reply.heads]
             kept = {row.feed_id: row.head for row in rows}
             # read after what the node said: never behind it, unless the database is; it may lack the feed altogether
-            doubtful = {feed_id for feed_id, there in kept.items() if catalog.hear_head(feed_id, there)}
+            doubtful = await write(
+                lambda: {feed_id for feed_id, there in kept.items() if catalog.hear_head(feed_id, there)}
+            )
             for feed_id, here in catalog.own_heads().items():
                 if feed_id not in doubtful and kept.get(feed_id) != here:
                     await nodes.call(node, lane_pb2.LANE_KEEP_HEAD, _keep_request(feed_id, here))

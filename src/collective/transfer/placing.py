@@ -13,6 +13,7 @@ __all__ = ["ChooseMembers", "choose_hosts", "member_chooser", "place_again"]
 
 ChooseMembers = Callable[[DataStore, bytes, int, str], Sequence[str]]
 """(DataStore, version id, bytes, writer's domain) -> member domains that shall hold it, the writer's first."""
+PLACED_AT_ONCE = 8  # each asks how much every member hosts: 0.1 s with 50,000 versions
 HOSTS_AT_LEAST = 2  # other members that follow a store feed sealed, so that names survive like bytes
 
 
@@ -28,10 +29,19 @@ def member_chooser(catalog: Catalog, nodes: NodeDirectory, own_domain: str) -> C
     the owner to the rest.
     """
 
+    hosted: dict[str, tuple[int, int]] = {}  # member -> (change counter, bytes): asked of every version, once a change
+
+    def hosted_bytes(domain: str) -> int:
+        counter = catalog.change_counter()
+        known = hosted.get(domain)
+        if known is None or known[0] != counter:
+            known = hosted[domain] = (counter, catalog.hosted_bytes(domain))
+        return known[1]
+
     def choose(store: DataStore, version_id: bytes, sealed_bytes: int, writer: str) -> Sequence[str]:
         allowed = {own_domain, writer, *store.hosts}
         candidates = [
-            _candidate(catalog, member, own_domain, nodes)
+            _candidate(member, own_domain, nodes, hosted_bytes(member.domain))
             for member in catalog.members()
             if not member.removed and member.domain in allowed
         ]
@@ -54,8 +64,11 @@ def member_chooser(catalog: Catalog, nodes: NodeDirectory, own_domain: str) -> C
 
 
 def place_again(catalog: Catalog, choose: ChooseMembers) -> bool:
-    """Place versions that found too few members when they were written, now that more are there; whether any was."""
-    placed = False
+    """Place versions that found too few members when they were written, now that more are there; whether any was.
+
+    A few in one turn of the writer thread; more in the next.
+    """
+    placed = 0
     for store_id, version_id, size_bytes in catalog.versions_short_of_members():
         if catalog.is_in_doubt(store_id):
             continue  # nothing is signed there now
@@ -65,16 +78,18 @@ def place_again(catalog: Catalog, choose: ChooseMembers) -> bool:
         members = members[: max(len(now_held), catalog.store(store_id).replicas)]
         if len(members) > len(now_held):
             catalog.append_store(store_id, placements=[feed_pb2.Placement(version_id=version_id, members=members)])
-            placed = True
-    return placed
+            placed += 1
+            if placed == PLACED_AT_ONCE:
+                break
+    return placed > 0
 
 
-def _candidate(catalog: Catalog, member: Member, own_domain: str, nodes: NodeDirectory) -> CandidateMember:
+def _candidate(member: Member, own_domain: str, nodes: NodeDirectory, hosted_bytes: int) -> CandidateMember:
     """What is known of a member: its pledge and nodes from its card, what it hosts already from its statements."""
     card = member.card
     capacity = sum(node.capacity_bytes for node in card.nodes) if card else 0
     pledge = card.pledge_bytes if card else 0
-    free = max(0, min(capacity, pledge) - catalog.hosted_bytes(member.domain))
+    free = max(0, min(capacity, pledge) - hosted_bytes)
     labels = dict(card.nodes[0].labels) if card and card.nodes else {}
     if member.domain == own_domain:
         statuses = [node.status for node in nodes.all() if node.status is not None]

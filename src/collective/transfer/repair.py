@@ -51,9 +51,10 @@ class CopyMaker:
 
     async def tick(self, now: float) -> None:
         """One round, `now` in monotonic seconds. Returns when every copy of the round is made or failed."""
+        missing = await asyncio.to_thread(self.catalog.copies_missing)  # a look at every version there is
         due = [
             (store_id, version_id, member)
-            for store_id, version_id, member in self.catalog.copies_missing()
+            for store_id, version_id, member in missing
             if self._attempts.get((version_id, member), _Attempt()).not_before <= now
         ]
         gate = asyncio.Semaphore(VERSIONS_AT_ONCE)
@@ -63,8 +64,8 @@ class CopyMaker:
                 await self._try(store_id, version_id, member, now)
 
         async with asyncio.TaskGroup() as group:
-            for missing in due:
-                group.create_task(bounded(*missing))
+            for copy in due:
+                group.create_task(bounded(*copy))
 
     async def _try(self, store_id: bytes, version_id: bytes, member: str, now: float) -> None:
         try:

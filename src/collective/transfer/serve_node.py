@@ -44,6 +44,7 @@ class NodeDesk:
     observer: Observer
     dial: Dial
     storage_path: str
+    loop: Callable[[], lane_pb2.LoopHolds]
     served_bytes: int = 0
     received_bytes: int = 0
     _written: OrderedDict[bytes, int] = field(default_factory=OrderedDict)  # upload id -> sealed bytes taken
@@ -185,6 +186,7 @@ class NodeDesk:
             received_bytes=self.received_bytes,
             storage_path=self.storage_path,
             missing_chunks=self.store.missing(request.missing_after, MISSING_TOLD),
+            loop=self.loop(),
         )
         return reply.SerializeToString(), ()
 

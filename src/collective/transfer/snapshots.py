@@ -27,6 +27,7 @@ from collective.transfer.nodes import NodeDirectory, TicketOffice
 from collective.transfer.pages import PageMender
 from collective.transfer.placing import ChooseMembers
 from collective.transfer.push import Uploaded, UploadPlan, upload
+from collective.transfer.slices import in_slices
 from collective.wire import feed_pb2
 
 __all__ = ["SnapshotMaker", "SnapshotTaker", "Snapshots"]
@@ -161,16 +162,21 @@ class SnapshotTaker:
             with_sealed = self.catalog.store_key(offer.key_name) is not None
             if with_sealed:
                 await self._fetch(offer, holders, sealed=True)
-            await self.write(lambda: self.catalog.start_from(told, with_sealed=with_sealed))
+            await in_slices(self.write, self.catalog.start_from(told, with_sealed=with_sealed))
             self.bell.ring()
             self.observer.event("snapshot.started_from", store=offer.store_id.hex(), base=offer.base_seq, peer=peer)
             return True
 
     async def tick(self, wall: float) -> None:
-        """Trees whose key is here now, then entries that may go; `wall` in seconds since 1970. Raises: as `take`."""
+        """What is left over is swept; trees whose key is here now are opened; then entries go that may go.
+
+        `wall` in seconds since 1970. Raises: as `take`.
+        """
+        while await self.write(self.catalog.sweep):
+            continue
         for offer in self.catalog.unopened_offers():
             await self._fetch(offer, [offer.owner, *offer.sealed.members], sealed=True)
-            await self.write(partial(self.catalog.open_base, offer.store_id))
+            await in_slices(self.write, self.catalog.open_base(offer.store_id))
             self.bell.ring()
         for offer in self.catalog.droppable(wall):
             for sealed in (False, True)[: 1 + self.catalog.opens_sealed(offer.store_id)]:

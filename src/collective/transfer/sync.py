@@ -13,19 +13,21 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from collective.catalog import Catalog, Gap, position_in
+from collective.catalog import Catalog, Gap, GoesBack, position_in
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Conflict, Unreachable
 from collective.core.observe import Observer
 from collective.net.channels import Channels
 from collective.transfer.events import ChangeBell
+from collective.transfer.slices import by_size, in_slices
 from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["EntryServer", "EntryTaker", "Pulled", "introduce"]
 
 REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
 REPLY_ENTRIES = 256
+BYTES_AT_ONCE = 256 * 1024  # applied in one turn of the writer thread: some 3,000 operations, 0.15 s
 SILENCE_SECONDS = 15.0
 PROTOCOL_VERSION = 1
 
@@ -57,18 +59,25 @@ class EntryServer:
         for feed_id in self._catalog.in_dependency_order(asked):
             theirs = told.get(feed_id)
             while feed_id in self._may_follow(member_domain):
-                offer = self._catalog.snapshot_offer_for(feed_id, theirs, entries_wanted=request.entries_only)
+                # in a thread: what is read from the disk may take a while
+                offer, entries = await asyncio.to_thread(self._beyond, feed_id, theirs, request.entries_only)
                 if offer is not None:
                     yield control_pb2.FollowReply(feed_id=feed_id, snapshot_entry=offer)
                     break  # they start from it and ask anew
-                entries = self._catalog.entries_beyond(
-                    feed_id, theirs, max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES
-                )
                 if not entries:
                     break
                 theirs = position_in(entries[-1])
                 yield control_pb2.FollowReply(feed_id=feed_id, entries=entries)
         yield control_pb2.FollowReply(caught_up=True)
+
+    def _beyond(
+        self, feed_id: bytes, theirs: feed_pb2.Position | None, entries_only: bool
+    ) -> tuple[bytes | None, list[bytes]]:
+        """The entry that points to a snapshot to start from, else the next entries."""
+        offer = self._catalog.snapshot_offer_for(feed_id, theirs, entries_wanted=entries_only)
+        if offer is not None:
+            return offer, []
+        return None, self._catalog.entries_beyond(feed_id, theirs, max_bytes=REPLY_BYTES, max_entries=REPLY_ENTRIES)
 
     def _may_follow(self, member_domain: str) -> set[bytes]:
         return self._catalog.feeds_for(member_domain, self._clock.wall())
@@ -98,11 +107,10 @@ class EntryTaker:
     async def take(self, domain: str, feed: bytes, entries: Sequence[bytes]) -> int:
         """Apply entries of one feed in order; how many were new. Raises: what the catalogue raises at the first bad."""
 
-        def receive() -> int:
-            return sum(self.catalog.receive(entry) for entry in entries)
-
+        new = 0
         try:
-            new = await self.write(receive)
+            for some in by_size(entries, BYTES_AT_ONCE):
+                new += await self._receive(some)
         except CollectiveError as error:
             self.bell.ring()  # the ones before it count
             kind = "debug.sync.gap" if isinstance(error, Gap) else "sync.entry_refused"
@@ -112,6 +120,23 @@ class EntryTaker:
             self.bell.ring()
             await self.after_receive()
         return new
+
+    async def _receive(self, entries: Sequence[bytes]) -> int:
+        """In one turn of the writer thread; where an entry takes others back, the earlier tree is made before."""
+        taken = new = 0
+
+        def receive() -> int:
+            nonlocal taken, new
+            for entry in entries[taken:]:
+                new += self.catalog.receive(entry, at_once=False)
+                taken += 1
+            return new
+
+        while True:
+            try:
+                return await self.write(receive)
+            except GoesBack as back:
+                await in_slices(self.write, self.catalog.go_back(back))
 
     async def pull(self, domain: str, endpoint: str, feeds: Iterable[bytes] | None = None) -> Pulled:
         """Ask for what these feeds, or all there are, have past our heads. Raises: Unreachable, Refused."""

@@ -1760,6 +1760,62 @@ class BundleReply(_message.Message):
 Global___BundleReply: _TypeAlias = BundleReply  # noqa: Y015
 
 @_typing.final
+class LeaveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REALLY_FIELD_NUMBER: _builtins.int
+    really: _builtins.bool
+    def __init__(
+        self,
+        *,
+        really: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["really", b"really"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveRequest: _TypeAlias = LeaveRequest  # noqa: Y015
+
+@_typing.final
+class LeaveReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEANS_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    NOT_TOLD_FIELD_NUMBER: _builtins.int
+    left: _builtins.bool
+    @_builtins.property
+    def means(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sentences for people"""
+
+    @_builtins.property
+    def told(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """member domains"""
+
+    @_builtins.property
+    def not_told(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """could not be reached; they hear it from the others"""
+
+    def __init__(
+        self,
+        *,
+        means: _abc.Iterable[_builtins.str] | None = ...,
+        left: _builtins.bool = ...,
+        told: _abc.Iterable[_builtins.str] | None = ...,
+        not_told: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "means", b"means", "not_told", b"not_told", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveReply: _TypeAlias = LeaveReply  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -729,6 +729,11 @@ class ControlStub:
                 request_serializer=collective_dot_wire_dot_control__pb2.BundleRequest.SerializeToString,
                 response_deserializer=collective_dot_wire_dot_control__pb2.BundleReply.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/collective.v1.Control/Leave',
+                request_serializer=collective_dot_wire_dot_control__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=collective_dot_wire_dot_control__pb2.LeaveReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/collective.v1.Control/Status',
                 request_serializer=collective_dot_wire_dot_control__pb2.StatusRequest.SerializeToString,
@@ -814,6 +819,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """What leaving means; with `really`, everybody is told and the coordinator stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -882,6 +894,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Bundle,
                     request_deserializer=collective_dot_wire_dot_control__pb2.BundleRequest.FromString,
                     response_serializer=collective_dot_wire_dot_control__pb2.BundleReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=collective_dot_wire_dot_control__pb2.LeaveRequest.FromString,
+                    response_serializer=collective_dot_wire_dot_control__pb2.LeaveReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -1214,6 +1231,33 @@ class Control:
             '/collective.v1.Control/Bundle',
             collective_dot_wire_dot_control__pb2.BundleRequest.SerializeToString,
             collective_dot_wire_dot_control__pb2.BundleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/collective.v1.Control/Leave',
+            collective_dot_wire_dot_control__pb2.LeaveRequest.SerializeToString,
+            collective_dot_wire_dot_control__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,

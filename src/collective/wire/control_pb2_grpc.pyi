@@ -233,6 +233,8 @@ class ControlStub:
     """Changes to other members' DataStores that have not arrived there yet, or were refused."""
     DiscardPending: _grpc.UnaryUnaryMultiCallable[_control_pb2.DiscardPendingRequest, _control_pb2.DiscardPendingReply]
     Bundle: _grpc.UnaryUnaryMultiCallable[_control_pb2.BundleRequest, _control_pb2.BundleReply]
+    Leave: _grpc.UnaryUnaryMultiCallable[_control_pb2.LeaveRequest, _control_pb2.LeaveReply]
+    """What leaving means; with `really`, everybody is told and the coordinator stops."""
     Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]
 
 @_typing.type_check_only
@@ -254,6 +256,8 @@ class ControlAsyncStub(ControlStub):
     """Changes to other members' DataStores that have not arrived there yet, or were refused."""
     DiscardPending: _aio.UnaryUnaryMultiCallable[_control_pb2.DiscardPendingRequest, _control_pb2.DiscardPendingReply]  # type: ignore[assignment]
     Bundle: _aio.UnaryUnaryMultiCallable[_control_pb2.BundleRequest, _control_pb2.BundleReply]  # type: ignore[assignment]
+    Leave: _aio.UnaryUnaryMultiCallable[_control_pb2.LeaveRequest, _control_pb2.LeaveReply]  # type: ignore[assignment]
+    """What leaving means; with `really`, everybody is told and the coordinator stops."""
     Status: _aio.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]  # type: ignore[assignment]
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
@@ -344,6 +348,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.BundleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.BundleReply, _abc.Awaitable[_control_pb2.BundleReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _control_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.LeaveReply, _abc.Awaitable[_control_pb2.LeaveReply]]:
+        """What leaving means; with `really`, everybody is told and the coordinator stops."""
 
     @_abc_1.abstractmethod
     def Status(

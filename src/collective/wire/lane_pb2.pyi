@@ -499,6 +499,7 @@ class NodeStatusReply(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     STORAGE_PATH_FIELD_NUMBER: _builtins.int
     MISSING_CHUNKS_FIELD_NUMBER: _builtins.int
+    LOOP_FIELD_NUMBER: _builtins.int
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
     free_bytes: _builtins.int
@@ -511,6 +512,8 @@ class NodeStatusReply(_message.Message):
     def missing_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """set aside as broken and not here again; up to 1,024 of them"""
 
+    @_builtins.property
+    def loop(self) -> Global___LoopHolds: ...
     def __init__(
         self,
         *,
@@ -523,14 +526,42 @@ class NodeStatusReply(_message.Message):
         received_bytes: _builtins.int = ...,
         storage_path: _builtins.str = ...,
         missing_chunks: _abc.Iterable[_builtins.bytes] | None = ...,
+        loop: Global___LoopHolds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loop", b"loop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chunk_count", b"chunk_count", "free_bytes", b"free_bytes", "missing_chunks", b"missing_chunks", "quarantined_count", b"quarantined_count", "received_bytes", b"received_bytes", "served_bytes", b"served_bytes", "storage_path", b"storage_path", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chunk_count", b"chunk_count", "free_bytes", b"free_bytes", "loop", b"loop", "missing_chunks", b"missing_chunks", "quarantined_count", b"quarantined_count", "received_bytes", b"received_bytes", "served_bytes", b"served_bytes", "storage_path", b"storage_path", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatusReply: _TypeAlias = NodeStatusReply  # noqa: Y015
+
+@_typing.final
+class LoopHolds(_message.Message):
+    """How long a process's event loop did not get round; over_bound: how many times for over 50 ms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LONGEST_SECONDS_FIELD_NUMBER: _builtins.int
+    RECENT_SECONDS_FIELD_NUMBER: _builtins.int
+    OVER_BOUND_FIELD_NUMBER: _builtins.int
+    longest_seconds: _builtins.float
+    recent_seconds: _builtins.float
+    over_bound: _builtins.int
+    def __init__(
+        self,
+        *,
+        longest_seconds: _builtins.float = ...,
+        recent_seconds: _builtins.float = ...,
+        over_bound: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["longest_seconds", b"longest_seconds", "over_bound", b"over_bound", "recent_seconds", b"recent_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoopHolds: _TypeAlias = LoopHolds  # noqa: Y015
 
 @_typing.final
 class KeepHeadRequest(_message.Message):
