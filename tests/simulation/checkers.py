@@ -20,6 +20,7 @@ from collective.wire import feed_pb2
 __all__ = ["Checkers"]
 
 SETTLE_SECONDS = 15.0
+REBUILT_EVERY = 3  # a third of the stories: it costs as much as the story
 
 
 class Checkers:
@@ -31,8 +32,9 @@ class Checkers:
         self.homes = list(street.homes.values())
         self.hostile: Home | None = None
         self.removed: Home | None = None
-        self.forked_on_purpose: set[bytes] = set()
+        self.forked_on_purpose: dict[bytes, bytes] = {}  # feed -> hash of the entry that few were shown
         self._barred: dict[tuple[Home, Home], tuple[bytes, set[object]]] = {}
+        self._allowed_once: set[tuple[Home, bytes]] = set()
         self._signed: set[bytes] = set()
         self._signed_up_to: dict[bytes, tuple[bytes, int]] = {}
 
@@ -47,6 +49,11 @@ class Checkers:
         for writer in self.homes:
             if writer is not owner and not self._may_write(owner, writer, store_id):
                 self._barred[owner, writer] = store_id, self._absorbed(owner, writer, store_id)
+
+    def note_allowed(self) -> None:
+        """Before a right is taken away: who may have the beginning of what."""
+        for feed, owner in self._owners().items():
+            self._allowed_once.update((home, feed) for home in self.homes if self._allowed(owner, home, feed))
 
     def forgive(self, owner: Home) -> None:
         """Its database was set back: it may not know what it withdrew."""
@@ -91,7 +98,12 @@ class Checkers:
         owners = self._owners()
         for home in self.honest:
             for feed, head in home.catalog.heads().items():
-                if owners.get(feed) not in (None, self.hostile):
+                owner = owners.get(feed)
+                if owner not in (None, self.hostile):
+                    assert owner is not None
+                    if (home, feed) not in self._allowed_once and not owner.catalog.doubts():
+                        self._allowed_once.add((home, feed))
+                        assert self._allowed(owner, home, feed), f"{home.label} got a feed of {owner.label} it may not follow"
                     assert head.hash in self._signed, (
                         f"{home.label} has an entry {head.seq} that {owners[feed].label} never signed"
                     )
@@ -155,11 +167,14 @@ class Checkers:
         self._check_barred()
         self._check_forks()
         self._check_trees()
+        self._check_shown()
         self._check_operations()
         self._check_statements()
         broken = self.promises.broken(self.honest)
         assert not broken, broken
-        self._check_rebuilt(self.honest[int(healthy_since * 1000) % len(self.honest)], folder)
+        chosen = int(healthy_since * 1000) % (REBUILT_EVERY * len(self.honest))
+        if chosen < len(self.honest):
+            self._check_rebuilt(self.honest[chosen], folder)
 
     def heads(self) -> dict[Home, dict[bytes, bytes]]:
         """Hashes of all heads, to see later who got further."""
@@ -211,10 +226,12 @@ class Checkers:
                 )
 
     def _check_forks(self) -> None:
-        """Two histories of one feed are noticed, kept as evidence, and told."""
-        for feed in self.forked_on_purpose:
-            for home in self.honest:
-                assert home.catalog.is_forked(feed), f"{home.label} did not notice a fork"
+        """Two histories of one feed are noticed where they meet, and kept as evidence."""
+        for feed, other in self.forked_on_purpose.items():
+            known = [home for home in self.honest if home.catalog.is_forked(feed)]
+            fell_for_it = any(home.catalog._one("SELECT 1 FROM entries WHERE hash = ?", other) for home in self.honest)
+            assert known or not fell_for_it, "nobody noticed a fork"
+            for home in known:
                 assert home.catalog._one("SELECT 1 FROM forks WHERE feed_id = ?", feed), f"{home.label} kept no evidence"
 
     def _check_trees(self) -> None:
@@ -232,6 +249,22 @@ class Checkers:
                         sorted(each.catalog._all(query, store.feed_id), key=repr) for each in (home, owner)
                     )
                     assert mine == theirs, f"the {table} of {store.path!r} differ at {home.label} and {owner.label}"
+
+    def _check_shown(self) -> None:
+        """What a home shows in a DataStore, with what is staged, is what its owner has when nothing is staged."""
+        for home in self.honest:
+            if home.catalog._one("SELECT 1 FROM staged"):
+                continue
+            for store in home.catalog.datastores():
+                owner = self.street.homes[store.owner]
+                if owner in self.honest and home.domain in self._readers(owner, store.feed_id):
+                    mine, theirs = (self._shown(each, store.path, store.owner) for each in (home, owner))
+                    assert mine == theirs, f"{home.label} shows {store.path!r} otherwise than {owner.label}"
+                    assert not [name for name, _ in theirs if name.startswith(b"evil")], "a change nobody may make"
+
+    def _shown(self, home: Home, path: bytes, owner: str) -> list[tuple[bytes, int]]:
+        directory = home.catalog.resolve(path, owner)
+        return [(name, node.number) for name, node in home.catalog.list(directory.ino, limit=10_000)]
 
     def _check_operations(self) -> None:
         """Nothing that was signed was in vain: no operation twice, no number twice."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from simulation.homes import Home, Life, Street
+from simulation.homes import Home, Killed, Life, Street
 
 from collective.catalog.entry import build_entry, position_of
 from collective.core.address import FederatedAddress
@@ -121,10 +121,12 @@ class Hostile:
             position, entries = twin.heads()[feed], twin.entries_after(feed, seq)
         except CollectiveError as error:
             return f"{self.home.label} could not fork its feed: {error.message}"
+        except Killed:
+            return f"{self.home.label} died over a fork of its feed"
         finally:
             twin.close()
         self.forked = True
-        checkers.forked_on_purpose.add(feed)
+        checkers.forked_on_purpose[feed] = position.hash
         life.bell.ring()
         self._push(life, victim, feed, position, entries)
         return f"{self.home.label} forks its feed before {victim.label}"

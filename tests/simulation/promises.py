@@ -33,6 +33,7 @@ class Promise:
     content: bytes
     id: feed_pb2.OperationId
     entry_hash: bytes = b""
+    replaces: bytes = b""  # the content that its writer saw there; b"": none, it made the file
     removed: bool = False
     counts: bool = True
 
@@ -48,6 +49,16 @@ class Promise:
         )[0]  # fmt: skip
         assert isinstance(count, int)
         return count
+
+    def replaced(self, catalog: Catalog) -> bytes:
+        """The content that it took the place of, b"" when it took none's."""
+        row = catalog._one(
+            "SELECT h.content FROM history h JOIN (SELECT store, number AS inode, content_change AS change FROM inodes"
+            " WHERE content = ? UNION ALL SELECT store, inode, change FROM history WHERE content = ?) c"
+            " ON h.store = c.store AND h.inode = c.inode AND h.replaced_change = c.change",
+            self.content, self.content,
+        )  # fmt: skip
+        return row[0] if row is not None and isinstance(row[0], bytes) else b""
 
     def is_shown(self, catalog: Catalog) -> bool:
         """In a file that has a name."""
@@ -104,6 +115,8 @@ class Promises:
                     return f"{promise} was undone"
             elif times > 1:
                 return f"{promise} was applied {times} times"
+            elif times and promise.replaced(promise.owner.catalog) not in (b"", promise.replaces):
+                return f"{promise} took the place of what its writer had not seen"
             elif times and promise.staged_state() == "refused":
                 return f"{promise} was applied, and its writer was told that it was not"
             elif promise.counts and not times and promise.staged_state() != "refused":

@@ -15,7 +15,7 @@ from simulation.promises import Promise, Promises, content_of
 from simulation.world import Network
 from support.catalogs import FEDERATION, operation_id, put
 
-from collective.catalog.staging import committed_at
+from collective.catalog import Inline
 from collective.core.errors import CollectiveError
 from collective.wire import control_pb2, feed_pb2, submit_pb2
 
@@ -155,6 +155,7 @@ class Story:
         data = b"%d" % self.files
         life = home.life
         try:
+            standing = self._content(home, self._path(home) + b"/" + name)
             position = put(home.catalog, self._path(home) + b"/" + name, data)
         except CollectiveError as error:
             self._log(f"{home.label} cannot write: {error.message}")
@@ -171,8 +172,14 @@ class Story:
         )  # fmt: skip
         assert row is not None
         id_.writer, id_.random = str(row[0]), row[1]  # type: ignore[assignment]  # a column of bytes
-        self.promises.made.append(Promise(home, home, content_of(data), id_, position.hash))
+        self.promises.made.append(Promise(home, home, content_of(data), id_, position.hash, standing))
         return True
+
+    def _content(self, home: Home, path: bytes) -> bytes:
+        """What a home sees at a path; b"": nothing."""
+        node = home.catalog.find(path)
+        content = home.catalog.content(node) if node is not None and not node.is_directory else None
+        return content_of(content.data) if isinstance(content, Inline) else b""
 
     def _make_datastore(self, home: Home) -> None:
         """erin has none at first."""
@@ -205,6 +212,7 @@ class Story:
             self.files += 1
             path = store.path + b"/" + self._name()
             try:
+                seen = self._content(home, path)
                 change = self._change(home, store.path, path)
                 plan = home.catalog.plan(operation_id(home.domain), change, f"client@{home.domain}")
             except CollectiveError as error:
@@ -213,7 +221,7 @@ class Story:
             if plan.store.owner == home.domain or not plan.staged:
                 continue
             exact = self.random.random() < 0.3
-            life.spawn(self._submit(life, plan.store.feed_id, plan.staged, exact), "submit", told=True)
+            life.spawn(self._submit(life, plan.store.feed_id, plan.staged, seen, exact), "submit", told=True)
             self.street.run(0)
             if home.life is not life:
                 return
@@ -239,11 +247,11 @@ class Story:
         return request
 
     async def _submit(
-        self, life: Life, store_id: bytes, staged: list[submit_pb2.StagedOperation], exact: bool
+        self, life: Life, store_id: bytes, staged: list[submit_pb2.StagedOperation], seen: bytes, exact: bool
     ) -> None:
         """As a person's command does; what is durable is promised."""
         store = life.catalog.store(store_id)
-        promised = [self._promise(life.home, store.owner, one) for one in staged]
+        promised = [self._promise(life.home, store.owner, one, seen) for one in staged]
         made = [one for one in promised if one is not None]
         if not exact:
             changes = await life.writing.submit.stage(store, staged)
@@ -255,13 +263,13 @@ class Story:
             if promise is not None and outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT):
                 self.promises.made.append(promise)
 
-    def _promise(self, home: Home, owner: str, one: submit_pb2.StagedOperation) -> Promise | None:
+    def _promise(self, home: Home, owner: str, one: submit_pb2.StagedOperation, seen: bytes) -> Promise | None:
         operation = one.operation
         change = operation.WhichOneof("change")
         if change not in ("create", "set_content") or not getattr(operation, change).content.inline:
             return None
         content = getattr(operation, change).content.SerializeToString()
-        return Promise(self.street.homes[owner], home, content, operation.id)
+        return Promise(self.street.homes[owner], home, content, operation.id, replaces=seen)
 
     def _remove(self) -> None:
         """An owner takes away a file that nobody else ever wrote to."""
@@ -322,6 +330,7 @@ class Story:
         withdrawal = feed_pb2.MemberOperation(
             id=operation_id(home.domain), grant_withdrawal=feed_pb2.GrantWithdrawal(grant_id=grant.id)
         )
+        self.checkers.note_allowed()
         done = self._as_owner(
             home, lambda: home.catalog.append_member([withdrawal]),
             f"{home.label} takes {list(grant.rights)} from {grant.subject}",
@@ -349,6 +358,7 @@ class Story:
         removal = feed_pb2.RootOperation(
             id=operation_id(root.domain), remove_member=feed_pb2.RemoveMember(member_domain=gone.domain)
         )
+        self.checkers.note_allowed()
         if self._as_owner(root, lambda: root.catalog.append_root([removal]), f"{gone.label} is removed"):
             self.checkers.removed = gone
             self.promises.recount(self.checkers.honest)
@@ -470,6 +480,7 @@ class Story:
     def _begin_again(self, home: Home, database: bytes | None, without: list[str]) -> None:
         self.promises.note_entries()
         self.checkers.note_signed()
+        self.checkers.note_allowed()
         self.somebody_wakes = True
         home.set_back(database)
         self.promises.recount(self.checkers.honest)
