@@ -168,9 +168,7 @@ def _writing_is_not_checked_by_the_owner(patch: pytest.MonkeyPatch) -> None:
 
 
 def _numbers_need_no_lease(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        Batch, "not_allowed", lambda self, operation, *, numbered_by_writer: self._rights.check(operation)
-    )
+    patch.setattr(Batch, "not_allowed", lambda self, operation, *, numbered_by_writer: self._rights.check(operation))
 
 
 # ---------------------------------------------------------------- entries
@@ -259,7 +257,9 @@ def _an_epoch_counts_from_the_head(patch: pytest.MonkeyPatch) -> None:
         head = feed.head if feed else FeedState()
         ledger.append_opening(
             feed_id,
-            feed_pb2.Position(epoch_number=head.epoch_number + 1, epoch_id=os.urandom(16), seq=head.seq, hash=head.hash),
+            feed_pb2.Position(
+                epoch_number=head.epoch_number + 1, epoch_id=os.urandom(16), seq=head.seq, hash=head.hash
+            ),
             feed_pb2.EpochStart(base=head.position()),
         )
 
@@ -322,9 +322,7 @@ def _what_was_done_is_never_sent_again(patch: pytest.MonkeyPatch) -> None:
 def _the_overlay_is_not_settled(patch: pytest.MonkeyPatch) -> None:
     """What was staged is shown over what its owner made of it."""
     patch.setattr(Overlay, "settle", lambda self, seqs: None)
-    patch.setattr(
-        "collective.catalog.reader.Reader._look_at_staged", _without_a_fresh_overlay()
-    )
+    patch.setattr("collective.catalog.reader.Reader._look_at_staged", _without_a_fresh_overlay())
 
 
 def _without_a_fresh_overlay() -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""What must hold of every story, while it goes on and when all has healed. Each raises an AssertionError that says what.
+"""What must hold of every story, while it goes on and when all has healed. Each check raises AssertionError.
 
 A hostile member, and one that was removed, are members of the story but not of the honest: of their feeds and their
 homes nothing is asked but that they harm nobody.
@@ -78,9 +78,9 @@ class Checkers:
             if home is self.hostile:
                 continue
             for feed, head in home.catalog.heads().items():
-                if not home.catalog.is_own(feed):
-                    continue
                 epoch, seq = self._signed_up_to.get(feed, (b"", 0))
+                if (epoch, seq) == (head.epoch_id, head.seq) or not home.catalog.is_own(feed):
+                    continue
                 start = seq if epoch == head.epoch_id and seq <= head.seq else 0
                 self._signed.update(
                     hash_  # type: ignore[misc]  # a column of bytes
@@ -103,7 +103,9 @@ class Checkers:
                     assert owner is not None
                     if (home, feed) not in self._allowed_once and not owner.catalog.doubts():
                         self._allowed_once.add((home, feed))
-                        assert self._allowed(owner, home, feed), f"{home.label} got a feed of {owner.label} it may not follow"
+                        assert self._allowed(owner, home, feed), (
+                            f"{home.label} got a feed of {owner.label} it may not follow"
+                        )
                     assert head.hash in self._signed, (
                         f"{home.label} has an entry {head.seq} that {owners[feed].label} never signed"
                     )
@@ -111,6 +113,7 @@ class Checkers:
                 assert feed in self.forked_on_purpose, f"{home.label} saw a fork of a feed that was not forked"
 
     def _owners(self) -> dict[bytes, Home]:
+        """Of every feed that anybody has."""
         founder = self.homes[0]
         owners = {founder.catalog.root_feed(): founder}
         for home in self.homes:
@@ -120,8 +123,10 @@ class Checkers:
 
     # ------------------------------------------------------------ after healing
 
-    def is_level(self) -> bool:
-        """Every follower has the whole of every feed it may follow; nobody doubts; nothing is on its way."""
+    def unlevel(self) -> str:
+        """Why not every follower has the whole of every feed it may follow, sure of its own and with nothing on its
+        way; "" when all have.
+        """
         honest = self.honest
         heads = {home: home.catalog.heads() for home in honest}
         for feed, owner in self._owners().items():
@@ -130,14 +135,17 @@ class Checkers:
             full = heads[owner].get(feed)
             for home in honest:
                 if full is None or (self._allowed(owner, home, feed) and heads[home].get(feed) != full):
-                    return False
+                    return f"{home.label} does not have all of feed {feed.hex()[:12]} of {owner.label}"
         for home in honest:
             assert home.life is not None
-            if home.catalog.doubts() or self._under_way(home):
-                return False
-            if any(other is not home and home.life.state_of(other.domain) is not State.ALIVE for other in honest):
-                return False
-        return True
+            if home.catalog.doubts():
+                return f"{home.label} doubts: {home.catalog.doubts()}"
+            if self._under_way(home):
+                return f"{home.label} has changes or entries on their way"
+            for other in honest:
+                if other is not home and home.life.state_of(other.domain) is not State.ALIVE:
+                    return f"{home.label} takes {other.label} for {home.life.state_of(other.domain)}"
+        return ""
 
     def _under_way(self, home: Home) -> bool:
         """Staged work that its owner could have answered, entries that go back to their writer or wait for it."""
@@ -150,16 +158,21 @@ class Checkers:
                 return True
         if any(parcel.owner not in strangers for parcel in home.catalog.parcels()):
             return True
-        return home.catalog._one(
-            "SELECT 1 FROM abandoned a JOIN feeds f USING (feed_id) WHERE NOT a.replayed AND f.owner = ?", home.domain
-        ) is not None
+        return (
+            home.catalog._one(
+                "SELECT 1 FROM abandoned a JOIN feeds f USING (feed_id) WHERE NOT a.replayed AND f.owner = ?",
+                home.domain,
+            )
+            is not None
+        )
 
     def _allowed(self, owner: Home, home: Home, feed: bytes) -> bool:
         """What the writer's own catalogue says; nothing of what gossip was told."""
         return feed in owner.catalog.feeds_for(home.domain, owner.wall())
 
     def check_healed(self, healthy_since: float, heads_then: dict[Home, dict[bytes, bytes]], folder: Path) -> None:
-        assert self.is_level(), "what was level is not any more"
+        unlevel = self.unlevel()
+        assert not unlevel, f"not level any more: {unlevel}"
         self.check_always()
         self._check_states(healthy_since)
         self._check_followers(heads_then)
@@ -211,7 +224,9 @@ class Checkers:
                 readers = self._readers(owner, store.feed_id)
                 for home in self.homes:
                     has_key = home.catalog.store_key(store.key_name) is not None
-                    assert has_key <= (home.domain in readers), f"{home.label} may not read {store.path!r} and has its key"
+                    assert has_key <= (home.domain in readers), (
+                        f"{home.label} may not read {store.path!r} and has its key"
+                    )
 
     def _readers(self, owner: Home, store_id: bytes) -> set[str]:
         store = owner.catalog.store(store_id)
@@ -232,7 +247,9 @@ class Checkers:
             fell_for_it = any(home.catalog._one("SELECT 1 FROM entries WHERE hash = ?", other) for home in self.honest)
             assert known or not fell_for_it, "nobody noticed a fork"
             for home in known:
-                assert home.catalog._one("SELECT 1 FROM forks WHERE feed_id = ?", feed), f"{home.label} kept no evidence"
+                assert home.catalog._one("SELECT 1 FROM forks WHERE feed_id = ?", feed), (
+                    f"{home.label} kept no evidence"
+                )
 
     def _check_trees(self) -> None:
         """Rows of a DataStore are the same wherever it is readable."""
@@ -245,9 +262,7 @@ class Checkers:
                     continue
                 for table in ("inodes", "links", "numbers", "history", "number_leases"):
                     query = f"SELECT * FROM ({DERIVED[table]}) WHERE feed_id = ?"
-                    mine, theirs = (
-                        sorted(each.catalog._all(query, store.feed_id), key=repr) for each in (home, owner)
-                    )
+                    mine, theirs = (sorted(each.catalog._all(query, store.feed_id), key=repr) for each in (home, owner))
                     assert mine == theirs, f"the {table} of {store.path!r} differ at {home.label} and {owner.label}"
 
     def _check_shown(self) -> None:

@@ -82,6 +82,15 @@ class Street:
         self.surprises: list[str] = []
         self.states: list[tuple[float, str, str, str]] = []  # (when, who thinks, of whom, what)
 
+    def introduce(self) -> None:
+        """Everybody knows where everybody is, as after a join."""
+        for home in self.homes.values():
+            home.book = {
+                other.domain: [feed_pb2.Endpoint(type="lan", grpc=other.place)]
+                for other in self.homes.values()
+                if other is not home
+            }
+
     @staticmethod
     def _new_task(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Task[Any]:
         """A task belongs to the life in which it was begun, and dies with it."""
@@ -101,12 +110,12 @@ class Street:
     def run(self, seconds: float) -> None:
         self.loop.pass_time(seconds)
 
-    def run_until(self, condition: Callable[[], bool], most_seconds: float, step: float = 0.25) -> float:
-        """Let time pass until the condition holds; how long that took. Raises: AssertionError."""
+    def run_until(self, what_is_left: Callable[[], str], most_seconds: float, step: float = 0.25) -> float:
+        """Let time pass until nothing is left; how long that took. Raises: AssertionError."""
         began = self.now
-        while not condition():
+        while left := what_is_left():
             if self.now - began > most_seconds:
-                raise AssertionError(f"not level after {most_seconds} simulated seconds")
+                raise AssertionError(f"after {most_seconds} simulated seconds {left}")
             self.run(step)
         return self.now - began
 
@@ -281,14 +290,14 @@ class Life:
         self.clock = clock = HomeClock(street, home.skew, street.random.uniform(0, 1e6))
         self.catalog = catalog = home.open(clock)
         catalog.excuse(without)
+        self._removed: set[object] = set()
+        self.refresh_trust()
         observer = home.witness
         self.bell = bell = ChangeBell(catalog.change_counter)
         self.wire: Any = Wire(street, self)
         self.book = PeerBook(catalog, home.book, self._save_book)
         address = FederatedAddress("coord", home.domain)
-        taker = EntryTaker(
-            catalog, bell, self.wire, observer, self.write, self._after_receive, self._no_snapshot
-        )
+        taker = EntryTaker(catalog, bell, self.wire, observer, self.write, self._after_receive, self._no_snapshot)
         self.gossiping = self._join_gossip(taker, address)
         self.recall = Recall(catalog, taker, self.book, bell, clock, observer)
         self.hand_over = HandOver(catalog, self.book, self.wire, bell, clock, observer, self.write)
@@ -400,9 +409,13 @@ class Life:
         async for reply in self.entries.follow(caller, request):
             yield reply
 
+    def refresh_trust(self) -> None:
+        """Who was removed, as daemon/foundation tells the trust store whenever entries came or were made."""
+        self._removed = {domain for (domain,) in self.catalog._all("SELECT domain FROM members WHERE removed")}
+
     def check_member(self, domain: str) -> None:
         """What the trust store does on every connection. Raises: Refused."""
-        if self.catalog._one("SELECT 1 FROM members WHERE domain = ? AND removed", domain):
+        if domain in self._removed:
             raise Refused(f"{domain} was removed from the federation")
 
     # ------------------------------------------------------------ its work
@@ -412,7 +425,7 @@ class Life:
         return change()
 
     async def _after_receive(self) -> None:
-        return None
+        self.refresh_trust()
 
     async def _no_snapshot(self, peer: str, entry: bytes) -> bool:
         raise Refused("no snapshots here")

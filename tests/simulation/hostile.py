@@ -45,9 +45,8 @@ class Hostile:
         if life is None:
             return f"{self.home.label} would lie and does not run"
         victim = self.random.choice([other for other in self.street.homes.values() if other is not self.home])
-        acts: list[Callable[[Life, Home], str]] = [
-            self._alter, self._sign_for_another, self._too_much, self._replay, self._accuse, self._submit, self._hand_back,
-        ]  # fmt: skip
+        acts: list[Callable[[Life, Home], str]] = [self._alter, self._sign_for_another, self._too_much, self._hand_back]
+        acts += [self._replay, self._accuse, self._submit]
         if not self.forked and self.random.random() < 0.3:
             return self._fork(life, victim, checkers)
         return f"{self.home.label} to {victim.label}: {self.random.choice(acts)(life, victim)}"
@@ -175,7 +174,10 @@ class Hostile:
             return "it knows no DataStore there"
         writer = self.random.choice([self.home.domain, victim.domain])
         create = feed_pb2.Create(
-            parent=1, name=b"evil-%d" % self.random.randrange(99), inode=self.random.randrange(1, 1 << 39), mode=0o100644
+            parent=1,
+            name=b"evil-%d" % self.random.randrange(99),
+            inode=self.random.randrange(1, 1 << 39),
+            mode=0o100644,
         )
         operation = feed_pb2.TreeOperation(
             id=feed_pb2.OperationId(writer=writer, random=os.urandom(16)), actor=f"client@{writer}", create=create

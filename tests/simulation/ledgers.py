@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from collective.core.clock import Clock
 from collective.core.observe import SILENT, Observer
 from collective.wire import feed_pb2
 
-__all__ = ["NAMES", "Template"]
+__all__ = ["NAMES", "LargeTemplate", "Template"]
 
 NAMES = ("alice", "bob", "carol", "dave", "erin")
 HOSTS = 1  # of each DataStore, so that some members may not follow it
@@ -66,15 +67,19 @@ class Template:
         self.domain = FEDERATION
         self.root_certificate = self.federation.authority.certificate
 
-    def _make(self) -> None:
+    def _admit(self, names: Sequence[str]) -> TestFederation:
+        """The members, with nothing in their homes yet."""
         federation = self.federation = _Template(self.root)
-        for name in NAMES:
+        for name in names:
             federation.add(name)
-        founder = federation.catalogs["alice"]
         self.authorities = {
             member.domain.partition(".")[0]: member.ca_certificate.public_bytes(Encoding.DER)
-            for member in founder.members()
+            for member in federation.catalogs[names[0]].members()
         }
+        return federation
+
+    def _make(self) -> None:
+        federation = self._admit(NAMES)
         for catalog in federation.catalogs.values():
             catalog._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         # erin was away since then: her copy is from before there was anything
@@ -92,9 +97,23 @@ class Template:
 
     def copy(self, name: str, folder: Path) -> Path:
         """A home's folder for one seed."""
-        source = self.root / "erin-early" if name == "erin" else self.federation.folder(name)
+        early = self.root / f"{name}-early"
+        source = early if early.exists() else self.federation.folder(name)
         shutil.copytree(source, folder)
         return folder
 
     def open(self, name: str, folder: Path, heads: HeadKeeper, clock: Clock, observer: Observer) -> Catalog:
         return open_catalog(self.federation, name, folder, heads, clock, observer)
+
+
+class LargeTemplate(Template):
+    """Ten members, each with a DataStore that all may read."""
+
+    def _make(self) -> None:
+        names = [f"m{number}" for number in range(10)]
+        federation = self._admit(names)
+        for name, catalog in federation.catalogs.items():
+            catalog.create_datastore(f"/{name}".encode(), feed_pb2.MEDIA, 2, {})
+            catalog.grant(f"/{name}".encode(), [READ], "*@*.collective")
+        federation.sync()
+        federation.close()

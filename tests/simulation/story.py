@@ -8,9 +8,10 @@ from random import Random
 
 from simulation.chance import seeded
 from simulation.checkers import Checkers
-from simulation.hostile import Hostile
 from simulation.homes import Home, Killed, Life, Street
+from simulation.hostile import Hostile
 from simulation.ledgers import NAMES, Template
+from simulation.mishaps import Mishaps
 from simulation.promises import Promise, Promises, content_of
 from simulation.world import Network
 from support.catalogs import FEDERATION, operation_id, put
@@ -24,10 +25,13 @@ __all__ = ["Story", "StoryFailed", "failing_seed"]
 YEAR = 365 * 86400.0
 LEVEL_SECONDS = 15.0  # after everything healed …
 WAKING_SECONDS = 60.0  # … and when somebody has to ask everybody first
-QUIET_SECONDS = 35.0  # longer than from one comparison of heads to the next
+STEPS = 14
+QUIET_SECONDS = 8.0  # afterwards, in most stories …
+LONG_QUIET_SECONDS = 32.0  # … and in some longer than from one comparison of heads to the next
+LONG_QUIET_EVERY = 4
 REAL_SIGNATURES_EVERY = 16  # gossip's; entries are always signed and verified
 SHARED_NAMES = 4
-EVENTS_TOLD = 60
+EVENTS_TOLD = 120
 
 
 class StoryFailed(AssertionError):
@@ -37,11 +41,11 @@ class StoryFailed(AssertionError):
 class Story:
     """The members of one seed. Who misbehaves, and how, is drawn first; what happens then is drawn step by step."""
 
-    def __init__(self, seed: int, template: Template, folder: Path, steps: int = 25) -> None:
+    def __init__(self, seed: int, template: Template, folder: Path, steps: int = STEPS) -> None:
         self.seed = seed
         self.random = random = Random(seed)
         network = Network(
-            loss=random.choice([0.0, 0.0, 0.02, 0.1]),
+            loss=random.choice([0.0, 0.02, 0.1, 0.2]),
             duplication=random.choice([0.0, 0.1]),
             most_delay=random.choice([0.002, 0.02, 0.1]),
             refuses=random.random() < 0.5,
@@ -49,13 +53,13 @@ class Story:
         self.folder = folder
         self.street = Street(seed, network, real_signatures=seed % REAL_SIGNATURES_EVERY == 0)
         self.steps = steps
-        self.events: list[str] = []
         self.files = 0
         self.somebody_wakes = False
         for name in NAMES:
             skew = random.choice([0.0, 0.0, 300.0, -YEAR, 10 * YEAR])
             Home(self.street, name, template, folder / name, skew)
         self.homes = list(self.street.homes.values())
+        self.mishaps = Mishaps(self.street, random)
         self.promises = Promises()
         self.checkers = Checkers(self.street, self.promises)
         self.hostile: Hostile | None = None
@@ -65,13 +69,14 @@ class Story:
         self.acts = self._choose_acts()
 
     def _choose_acts(self) -> list[Callable[[], None]]:
-        acts = [self._write] * 5 + [self._write_to_another] * 4 + [self._remove, self._part, self._one_way, self._heal]
-        acts += [self._crash, self._crash, self._flap, self._start, self._start, self._leave, self._move]
-        acts += [self._blink, self._grant, self._withdraw]
+        may = self.mishaps
+        acts = [self._write] * 5 + [self._write_to_another] * 4 + [self._remove, self._grant, self._withdraw]
+        acts += [may.part, may.one_way, may.heal, may.crash, may.crash, may.flap, may.start, may.start]
+        acts += [may.leave, may.move, self._blink]
         if self.random.random() < 0.5:
-            acts += [self._keep_copy, self._keep_copy, self._set_back, self._lose_a_tail]
+            acts += [may.keep_copy, may.keep_copy, self._set_back, self._lose_a_tail]
         if self.random.random() < 0.3:
-            acts += [self._fill_disk, self._die_before_keeping]
+            acts += [may.fill_disk, may.die_before_keeping]
         if self.random.random() < 0.2:
             acts += [self._remove_member]
         if self.hostile is not None:
@@ -82,12 +87,7 @@ class Story:
         """Raises: StoryFailed."""
         try:
             with seeded(self.seed):
-                for home in self.homes:
-                    home.book = {
-                        other.domain: [feed_pb2.Endpoint(type="lan", grpc=other.place)]
-                        for other in self.homes
-                        if other is not home
-                    }
+                self.street.introduce()
                 self._tell()
         except AssertionError as error:
             raise self._failed(str(error) or repr(error)) from error
@@ -105,30 +105,20 @@ class Story:
             self.checkers.check_always()
             self.promises.note_entries()
         if self.random.random() < 0.5:
-            self._heal()
+            self.mishaps.heal()
             self.street.run(6)
             self._blink()  # the last that happens: nothing later brings what was missed
         self._mend()
-        self.street.run_until(self.checkers.is_level, WAKING_SECONDS if self.somebody_wakes else LEVEL_SECONDS)
+        self.street.run_until(self.checkers.unlevel, WAKING_SECONDS if self.somebody_wakes else LEVEL_SECONDS)
         self.promises.note_entries()
         healthy_since, then = self.street.now, self.checkers.heads()
         self.street.run(1)
         for home in self.checkers.honest:
             self._put(home, b"last-%d" % self.files)
-        self.street.run(QUIET_SECONDS)
+        self.street.run(LONG_QUIET_SECONDS if self.seed % LONG_QUIET_EVERY == 0 else QUIET_SECONDS)
         self.checkers.check_healed(healthy_since, then, self.folder / "rebuilt")
 
     # ------------------------------------------------------------ writing
-
-    def _log(self, what: str) -> None:
-        self.events.append(f"{self.street.now:8.2f}  {what}")
-
-    def _running(self) -> list[Home]:
-        return [home for home in self.homes if home.life is not None]
-
-    def _somebody(self) -> Home | None:
-        running = self._running()
-        return self.random.choice(running) if running else None
 
     def _path(self, home: Home) -> bytes:
         return b"/" + home.label.encode()
@@ -140,13 +130,13 @@ class Story:
         return b"f%d" % self.files
 
     def _write(self) -> None:
-        home = self._somebody()
+        home = self.mishaps.somebody()
         if home is None:
             return
         for _ in range(self.random.choice([1, 1, 5, 20])):
             if not self._put(home, self._name()):
                 return
-        self._log(f"{home.label} wrote up to file {self.files}")
+        self.mishaps.log(f"{home.label} wrote up to file {self.files}")
 
     def _put(self, home: Home, name: bytes) -> bool:
         """A file in an own DataStore, which is made when there is none; whether it was acknowledged."""
@@ -158,11 +148,11 @@ class Story:
             standing = self._content(home, self._path(home) + b"/" + name)
             position = put(home.catalog, self._path(home) + b"/" + name, data)
         except CollectiveError as error:
-            self._log(f"{home.label} cannot write: {error.message}")
+            self.mishaps.log(f"{home.label} cannot write: {error.message}")
             self._make_datastore(home)
             return False
         except Killed:
-            self._log(f"{home.label} died after a commit, before it kept the head")
+            self.mishaps.log(f"{home.label} died after a commit, before it kept the head")
             return False
         life.bell.ring()
         id_ = feed_pb2.OperationId()
@@ -187,7 +177,7 @@ class Story:
         try:
             home.catalog.create_datastore(self._path(home), 1, 2, {})
         except CollectiveError as error:
-            self._log(f"{home.label} cannot make a DataStore either: {error.message}")
+            self.mishaps.log(f"{home.label} cannot make a DataStore either: {error.message}")
         except Killed:
             return
         else:
@@ -195,7 +185,7 @@ class Story:
 
     def _write_to_another(self) -> None:
         """A put, a move or a removal in somebody else's DataStore: staged, or asked exactly."""
-        home = self._somebody()
+        home = self.mishaps.somebody()
         if home is None:
             return
         life = home.life
@@ -216,7 +206,7 @@ class Story:
                 change = self._change(home, store.path, path)
                 plan = home.catalog.plan(operation_id(home.domain), change, f"client@{home.domain}")
             except CollectiveError as error:
-                self._log(f"{home.label} cannot plan {path!r}: {error.message}")
+                self.mishaps.log(f"{home.label} cannot plan {path!r}: {error.message}")
                 continue
             if plan.store.owner == home.domain or not plan.staged:
                 continue
@@ -225,7 +215,7 @@ class Story:
             self.street.run(0)
             if home.life is not life:
                 return
-        self._log(f"{home.label} wrote to {store.path.decode()} up to file {self.files}")
+        self.mishaps.log(f"{home.label} wrote to {store.path.decode()} up to file {self.files}")
 
     def _change(
         self, home: Home, store: bytes, path: bytes
@@ -237,14 +227,13 @@ class Story:
         if standing is not None and kind < 0.35:
             return control_pb2.RemovePath(path=path)
         data = b"%d" % self.files
-        request = control_pb2.PutFile(
+        return control_pb2.PutFile(
             path=path,
             content=feed_pb2.Content(size_bytes=len(data), inline=data),
             make_parents=True,
             expected_inode=standing.number if standing else 0,
             expected_version_id=(standing.version_id or b"") if standing else b"",
         )
-        return request
 
     async def _submit(
         self, life: Life, store_id: bytes, staged: list[submit_pb2.StagedOperation], seen: bytes, exact: bool
@@ -273,35 +262,28 @@ class Story:
 
     def _remove(self) -> None:
         """An owner takes away a file that nobody else ever wrote to."""
-        home = self._somebody()
+        home = self.mishaps.somebody()
         if home is None:
             return
-        assert home.life is not None
-        here = [
-            (name, node)
-            for name, node in self._listed(home)
-            if name.startswith(b"f") and home.catalog.find(self._path(home) + b"/" + name) is not None
-        ]
-        if not here:
-            return
-        name, _ = self.random.choice(here)
-        (content,) = home.catalog._one("SELECT content FROM inodes WHERE number = ? AND store IN"
-            " (SELECT id FROM feeds WHERE owner = ? AND kind = 'store')", dict(here)[name], home.domain) or (None,)  # fmt: skip
-        id_ = operation_id(home.domain)
         life = home.life
+        assert life is not None
+        paths = [self._path(home) + b"/" + name for name in self._names(home) if name.startswith(b"f")]
+        if not paths:
+            return
+        path = self.random.choice(paths)
+        content, id_ = self._content(home, path), operation_id(home.domain)
         try:
-            position = home.catalog.remove_path(id_, control_pb2.RemovePath(path=self._path(home) + b"/" + name), "x")
+            position = home.catalog.remove_path(id_, control_pb2.RemovePath(path=path), f"client@{home.domain}")
         except (CollectiveError, Killed) as error:
-            self._log(f"{home.label} cannot remove: {error}")
+            self.mishaps.log(f"{home.label} cannot remove {path.decode()}: {error}")
             return
         life.bell.ring()
-        if isinstance(content, bytes):
-            self.promises.made.append(Promise(home, home, content, id_, position.hash, removed=True))
-        self._log(f"{home.label} removed {name.decode()}")
+        self.promises.made.append(Promise(home, home, content, id_, position.hash, removed=True))
+        self.mishaps.log(f"{home.label} removed {path.decode()}")
 
-    def _listed(self, home: Home) -> list[tuple[bytes, int]]:
+    def _names(self, home: Home) -> list[bytes]:
         try:
-            return [(n, node.number) for n, node in home.catalog.list(home.catalog.resolve(self._path(home)).ino)]
+            return [name for name, _ in home.catalog.list(home.catalog.resolve(self._path(home)).ino)]
         except CollectiveError:
             return []
 
@@ -344,10 +326,11 @@ class Story:
         try:
             act()
         except (CollectiveError, Killed) as error:
-            self._log(f"{told}: not now, {error}")
+            self.mishaps.log(f"{told}: not now, {error}")
             return False
+        life.refresh_trust()
         life.bell.ring()
-        self._log(told)
+        self.mishaps.log(told)
         return True
 
     def _remove_member(self) -> None:
@@ -363,96 +346,15 @@ class Story:
             self.checkers.removed = gone
             self.promises.recount(self.checkers.honest)
 
-    # ------------------------------------------------------------ the network
-
-    def _part(self) -> None:
-        names = [home.domain for home in self.homes]
-        self.random.shuffle(names)
-        cut = self.random.randrange(1, len(names))
-        self.street.network.block(names[:cut], names[cut:])
-        self._log(f"parted: {names[:cut]} from {names[cut:]}")
-
-    def _one_way(self) -> None:
-        one, other = self.random.sample([home.domain for home in self.homes], 2)
-        self.street.network.block([one], [other], one_way=True)
-        self._log(f"{one} no longer reaches {other}")
-
-    def _heal(self) -> None:
-        self.street.network.heal()
-        self._log("network healed")
-
     def _blink(self) -> None:
         """One member is cut off for so short a time that nobody suspects it, and misses what happens meanwhile."""
         names = [home.domain for home in self.homes]
         cut = self.random.choice(names)
         self.street.network.block([cut], names)
-        self._log(f"{cut} is cut off for a moment")
-        self.random.choice([self._write, self._move, self._write_to_another])()
+        self.mishaps.log(f"{cut} is cut off for a moment")
+        self.random.choice([self._write, self.mishaps.move, self._write_to_another])()
         self.street.run(4.0)
-        self._heal()
-
-    # ------------------------------------------------------------ machines
-
-    def _crash(self) -> None:
-        if len(self._running()) > 1:
-            home = self.random.choice(self._running())
-            home.end()
-            if self.random.random() < 0.3:  # gossip's state and the book are not synced
-                home.gossip_state = b""
-            self._log(f"{home.label} crashed{'' if home.gossip_state else ' and lost its gossip state'}")
-
-    def _start(self) -> None:
-        for home in self.homes:
-            if home.life is None:
-                home.start()
-                self._log(f"{home.label} started")
-                return
-
-    def _flap(self) -> None:
-        home = self._somebody()
-        if home is None:
-            return
-        for number in range(4):
-            self.street.loop.call_later(0.5 * number, home.end)
-            self.street.loop.call_later(0.5 * number + 0.25, lambda: home.life or home.start())
-        self._log(f"{home.label} flaps")
-
-    def _leave(self) -> None:
-        if len(self._running()) > 2:
-            home = self.random.choice(self._running())
-            assert home.life is not None
-            home.life.leave()
-            self.street.run(0.6)
-            home.end()
-            self._log(f"{home.label} left")
-
-    def _move(self) -> None:
-        """A member comes back under another address."""
-        home = self._somebody()
-        if home is not None:
-            home.end()
-            home.place = f"10.0.0.{self.random.randrange(1, 250)}:8001"
-            home.start()
-            self._log(f"{home.label} moved to {home.place}")
-
-    def _fill_disk(self) -> None:
-        home = self._somebody()
-        if home is not None:
-            home.fill_disk(True)
-            life = home.life
-            self.street.loop.call_later(10.0, lambda: home.life is life and home.fill_disk(False))
-            self._log(f"the disk of {home.label} is full for a while")
-
-    def _die_before_keeping(self) -> None:
-        home = self._somebody()
-        if home is not None:
-            home.dies_before_keeping = True
-            self._log(f"{home.label} will die between its next commit and its head")
-
-    def _keep_copy(self) -> None:
-        home = self.random.choice(self.homes)
-        home.keep_copy()
-        self._log(f"{home.label} keeps a copy of its database")
+        self.mishaps.heal()
 
     def _set_back(self) -> None:
         """An older database, or none, in the place of a home's; it waits for everybody, or for some."""
@@ -467,7 +369,7 @@ class Story:
 
     def _lose_a_tail(self) -> None:
         """What others took goes with a database; its home goes on without asking anybody."""
-        home = self._somebody()
+        home = self.mishaps.somebody()
         if home is None:
             return
         home.keep_copy()
@@ -486,11 +388,11 @@ class Story:
         self.promises.recount(self.checkers.honest)
         self.checkers.forgive(home)
         home.start(*without)
-        self._log(f"{home.label} starts on {'an older copy' if database else 'nothing'} without {without}")
+        self.mishaps.log(f"{home.label} starts on {'an older copy' if database else 'nothing'} without {without}")
 
     def _harm(self) -> None:
         assert self.hostile is not None
-        self._log(self.hostile.act(self.checkers))
+        self.mishaps.log(self.hostile.act(self.checkers))
 
     def _mend(self) -> None:
         self.street.run(3)
@@ -501,10 +403,12 @@ class Story:
             if home.life is None:
                 home.start()
             home.fill_disk(False)
-        self._log("everything healed")
+        self.mishaps.log("everything healed")
 
     def _failed(self, what: str) -> StoryFailed:
-        told = sorted([*self.events[-EVENTS_TOLD:], *(line for home in self.homes for line in home.witness.newest)])
+        told = sorted(
+            [*self.mishaps.events[-EVENTS_TOLD:], *(line for home in self.homes for line in home.witness.newest)]
+        )
         return StoryFailed(
             f"seed {self.seed}: {what}\nreplay: bin/test --sim --seed {self.seed}\n" + "\n".join(told[-120:])
         )
