@@ -12,6 +12,7 @@ from simulation.homes import Home, Street
 from simulation.promises import Promises
 from support.catalogs import DERIVED, rebuild, state_of
 
+from collective.catalog import Catalog
 from collective.catalog.keyring import readers_of
 from collective.core.address import FederatedAddress
 from collective.gossip import State
@@ -33,8 +34,9 @@ class Checkers:
         self.hostile: Home | None = None
         self.removed: Home | None = None
         self.forked_on_purpose: dict[bytes, bytes] = {}  # feed -> hash of the entry that few were shown
-        self._barred: dict[tuple[Home, Home], tuple[bytes, set[object]]] = {}
+        self._barred: dict[tuple[Home, Home, bytes], set[object]] = {}
         self._allowed_once: set[tuple[Home, bytes]] = set()
+        self._rights: dict[tuple[Home, Home], tuple[Catalog, int, set[bytes]]] = {}
         self._signed: set[bytes] = set()
         self._signed_up_to: dict[bytes, tuple[bytes, int]] = {}
 
@@ -48,7 +50,7 @@ class Checkers:
         """From now on nothing more is committed of whoever may not write any more."""
         for writer in self.homes:
             if writer is not owner and not self._may_write(owner, writer, store_id):
-                self._barred[owner, writer] = store_id, self._absorbed(owner, writer, store_id)
+                self._barred[owner, writer, store_id] = self._absorbed(owner, writer, store_id)
 
     def note_allowed(self) -> None:
         """Before a right is taken away: who may have the beginning of what."""
@@ -57,7 +59,7 @@ class Checkers:
 
     def forgive(self, owner: Home) -> None:
         """Its database was set back: it may not know what it withdrew."""
-        self._barred = {pair: known for pair, known in self._barred.items() if pair[0] is not owner}
+        self._barred = {key: known for key, known in self._barred.items() if key[0] is not owner}
 
     def _may_write(self, owner: Home, writer: Home, store_id: bytes) -> bool:
         address = FederatedAddress("coord", writer.domain)
@@ -168,7 +170,12 @@ class Checkers:
 
     def _allowed(self, owner: Home, home: Home, feed: bytes) -> bool:
         """What the writer's own catalogue says; nothing of what gossip was told."""
-        return feed in owner.catalog.feeds_for(home.domain, owner.wall())
+        counter = owner.catalog.change_counter()
+        known = self._rights.get((owner, home))
+        if known is None or known[0] is not owner.catalog or known[1] != counter:
+            known = owner.catalog, counter, owner.catalog.feeds_for(home.domain, owner.wall())
+            self._rights[owner, home] = known
+        return feed in known[2]
 
     def check_healed(self, healthy_since: float, heads_then: dict[Home, dict[bytes, bytes]], folder: Path) -> None:
         unlevel = self.unlevel()
@@ -234,7 +241,7 @@ class Checkers:
 
     def _check_barred(self) -> None:
         """Whoever lost WRITE committed nothing since."""
-        for (owner, writer), (store_id, known) in self._barred.items():
+        for (owner, writer, store_id), known in self._barred.items():
             if owner in self.honest and not self._may_write(owner, writer, store_id):
                 assert self._absorbed(owner, writer, store_id) <= known, (
                     f"{writer.label} changed {owner.label}'s DataStore after it lost WRITE"

@@ -57,10 +57,8 @@ LIFE: contextvars.ContextVar[Life | None] = contextvars.ContextVar("LIFE", defau
 
 
 def _look_at(task: asyncio.Task[Any], expected: type[BaseException]) -> None:
-    """So that an error of this kind is not told as one that nobody looked at."""
-    if not task.cancelled() and not isinstance(task._exception, expected):  # type: ignore[attr-defined]
-        return
-    if not task.cancelled():
+    """Take note of an error of this kind, so that it is not told as one that nobody looked at."""
+    if not task.cancelled() and isinstance(task._exception, expected):  # type: ignore[attr-defined]  # not to look yet
         task.exception()
 
 
