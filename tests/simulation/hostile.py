@@ -48,7 +48,7 @@ class Hostile:
         acts: list[Callable[[Life, Home], str]] = [self._alter, self._sign_for_another, self._too_much, self._hand_back]
         acts += [self._replay, self._accuse, self._submit]
         if not self.forked and self.random.random() < 0.3:
-            return self._fork(life, victim, checkers)
+            return self.fork(life, victim, checkers)
         return f"{self.home.label} to {victim.label}: {self.random.choice(acts)(life, victim)}"
 
     # ------------------------------------------------------------ entries
@@ -105,7 +105,7 @@ class Hostile:
         self._call(life, victim, "HandBack", request, control_pb2.HandBackReply)
         return "entries handed back that were never taken"
 
-    def _fork(self, life: Life, victim: Home, checkers: Checkers) -> str:
+    def fork(self, life: Life, victim: Home, checkers: Checkers) -> str:
         """Two next entries of its own member feed: one for a victim, the other for everybody else."""
         folder = self.home.folder.parent / "twin"
         self.home.keep_copy()

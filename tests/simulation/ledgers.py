@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from simulation.chance import seeded
-from support.catalogs import FEDERATION, TestFederation
+from support.catalogs import FEDERATION, TestFederation, operation_id
 
 from collective.catalog import Catalog, FolderHeadKeeper
 from collective.catalog.heads import HeadKeeper
@@ -107,7 +107,7 @@ class Template:
 
 
 class LargeTemplate(Template):
-    """Ten members, each with a DataStore that all may read."""
+    """Ten members, each with a DataStore that all may read; half of them have 10,000 entries that the others lack."""
 
     def _make(self) -> None:
         names = [f"m{number}" for number in range(10)]
@@ -116,4 +116,12 @@ class LargeTemplate(Template):
             catalog.create_datastore(f"/{name}".encode(), feed_pb2.MEDIA, 2, {})
             catalog.grant(f"/{name}".encode(), [READ], "*@*.collective")
         federation.sync()
+        change = feed_pb2.SetAttributes(inode=1, mode=0o755)
+        for name in names[:5]:
+            catalog = federation.catalogs[name]
+            (store,) = [store for store in catalog.datastores() if store.owner == catalog.own_domain]
+            for _ in range(2000):
+                operation = feed_pb2.TreeOperation(id=operation_id(catalog.own_domain), set_attributes=change)
+                catalog.append_store(store.feed_id, operations=[operation])
+        federation.exchange(*names[:5])
         federation.close()

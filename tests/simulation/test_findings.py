@@ -1,14 +1,18 @@
-"""Whole coordinators in virtual time, one that was set back among them: what it opens anew reaches everybody."""
+"""Whole coordinators in virtual time: what befell one seed or another, told again each by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from simulation.chance import seeded
+from simulation.checkers import Checkers
 from simulation.homes import Home, Street
+from simulation.hostile import Hostile
 from simulation.ledgers import NAMES, Template
+from simulation.promises import Promises
 from simulation.world import Network
 from support.catalogs import put
 
@@ -105,3 +109,22 @@ def test_a_feed_that_nobody_was_told_of_is_given_up_when_all_have_answered(stree
     street.network.heal()
     street.run_until(lambda: "still in doubt" if dave.catalog.doubts() else "", 30)
     assert dave.witness.counts["catalog.feed_lost"] == 1
+
+
+def test_a_forked_feed_is_not_pulled_for_ever(street: Street) -> None:
+    """dave signs two histories; whoever saw both keeps the evidence, and lets nobody send the rest again and again."""
+    dave, bob = named(street, "dave"), named(street, "bob")
+    street.run(5)
+    checkers = Checkers(street, Promises())
+    hostile = Hostile(dave, street, Random(1))
+    assert dave.life is not None
+    hostile.fork(dave.life, bob, checkers)
+    ((feed, other),) = checkers.forked_on_purpose.items()
+    street.run(60)
+    knowing = [one for one in street.homes.values() if one.catalog.is_forked(feed)]
+    assert knowing
+    for one in knowing:
+        assert one.catalog._one("SELECT 1 FROM forks WHERE feed_id = ?", feed)
+    carried = street.network.entry_bytes
+    street.run(30)
+    assert street.network.entry_bytes == carried
