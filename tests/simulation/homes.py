@@ -50,6 +50,7 @@ Result = TypeVar("Result")
 TEND_LEAST_SECONDS, TEND_MOST_SECONDS = 0.5, 3.0
 EVENTS_KEPT = 40
 OVERHEARD = 100
+MOST_MESSAGES = 20_000  # of a story; ten times what is usual
 DRAIN_TURNS = 20  # of the loop, for what was cancelled to end
 
 
@@ -106,7 +107,13 @@ class Street:
         return self.loop.time()
 
     def run(self, seconds: float) -> None:
-        self.loop.pass_time(seconds)
+        """Let time pass. Raises: AssertionError when so much is said that it will never come to rest."""
+        end = self.now + seconds
+        while True:
+            self.loop.pass_time(min(1.0, max(0.0, end - self.now)))
+            assert self.network.messages < MOST_MESSAGES, f"{self.network.messages} messages: it never comes to rest"
+            if self.now >= end:
+                return
 
     def run_until(self, what_is_left: Callable[[], str], most_seconds: float, step: float = 0.25) -> float:
         """Let time pass until nothing is left; how long that took. Raises: AssertionError."""
@@ -121,7 +128,7 @@ class Street:
         for home in self.homes.values():
             home.end()
         for _ in range(DRAIN_TURNS):
-            self.run(0)
+            self.loop.pass_time(0)
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
 

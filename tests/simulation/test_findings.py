@@ -119,7 +119,7 @@ def test_a_forked_feed_is_not_pulled_for_ever(street: Street) -> None:
     hostile = Hostile(dave, street, Random(1))
     assert dave.life is not None
     hostile.fork(dave.life, bob, checkers)
-    ((feed, other),) = checkers.forked_on_purpose.items()
+    (feed,) = checkers.forked_on_purpose
     street.run(60)
     knowing = [one for one in street.homes.values() if one.catalog.is_forked(feed)]
     assert knowing
