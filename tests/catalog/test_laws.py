@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,38 @@ def test_a_crash_between_commit_and_head_is_no_doubt(federation: TestFederation)
     alice = federation.catalogs["alice"] = federation.open("alice")
     assert alice.doubtful_feeds() == []
     put(alice, b"/media/third")
+
+
+def test_an_entry_is_not_served_before_its_head_is_kept(federation: TestFederation) -> None:
+    """Committed, and its head not kept: by a crash, or a full disk. Others get it when the next change kept it."""
+    alice, bob = federation.catalogs["alice"], federation.add("bob")
+    alice.create_datastore(b"/media", 0, 0, {})
+    federation.sync()
+    store = alice.datastores()[0].feed_id
+    head = federation.folder("alice") / "heads" / store.hex()
+    kept, before = head.read_bytes(), bob.heads()[store]
+    put(alice, b"/media/first")
+    alice.close()
+    head.write_bytes(kept)
+    alice = federation.catalogs["alice"] = federation.open("alice")
+    assert alice.entries_after(store, before.seq) == []
+    alice.tend(federation.clock.wall())
+    assert alice.heads_kept.newest(store) == alice.heads()[store]
+    assert len(alice.entries_after(store, before.seq)) == 1
+    keep = alice.heads_kept.keep
+
+    def full(feed_id: bytes, position: feed_pb2.Position) -> None:
+        raise Misconfigured("no space left")
+
+    with unittest.mock.patch.object(alice.heads_kept, "keep", full):
+        with pytest.raises(Misconfigured, match="space"):
+            put(alice, b"/media/second")
+        alice.tend(federation.clock.wall())  # tells, and goes on
+        assert len(alice.entries_after(store, before.seq)) == 1
+    assert alice.heads_kept.keep == keep
+    alice.tend(federation.clock.wall())
+    assert len(alice.entries_after(store, before.seq)) == 2
+    assert alice.heads_kept.newest(store) == alice.heads()[store]
 
 
 def test_a_broken_stored_entry_is_not_served(federation: TestFederation) -> None:

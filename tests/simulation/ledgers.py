@@ -1,24 +1,27 @@
-"""Real catalogues for the simulated members: one federation is made once, every seed gets copies of its databases."""
+"""Real catalogues for the simulated homes: one federation is made once, every seed gets copies of its databases."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from simulation.chance import seeded
-from simulation.world import START, World
-from support.catalogs import FEDERATION, TestFederation
+from support.catalogs import FEDERATION, TestFederation, operation_id
 
 from collective.catalog import Catalog, FolderHeadKeeper
-from collective.gossip import Head
+from collective.catalog.heads import HeadKeeper
+from collective.core.clock import Clock
+from collective.core.observe import SILENT, Observer
 from collective.wire import feed_pb2
 
-__all__ = ["NAMES", "LedgerFeeds", "Template"]
+__all__ = ["NAMES", "LargeTemplate", "Template"]
 
 NAMES = ("alice", "bob", "carol", "dave", "erin")
 HOSTS = 1  # of each DataStore, so that some members may not follow it
+READ, WRITE, DELETE = feed_pb2.READ, feed_pb2.WRITE, feed_pb2.DELETE
 
 
 class _Template(TestFederation):
@@ -27,18 +30,23 @@ class _Template(TestFederation):
     __test__ = False
 
     def open(self, name: str) -> Catalog:
-        return open_catalog(self, name, self.folder(name), self.clock)
+        return open_catalog(
+            self, name, self.folder(name), FolderHeadKeeper([self.folder(name) / "heads"]), self.clock, SILENT
+        )
 
 
-def open_catalog(federation: TestFederation, name: str, folder: Path, clock: object) -> Catalog:
+def open_catalog(
+    federation: TestFederation, name: str, folder: Path, heads: HeadKeeper, clock: Clock, observer: Observer
+) -> Catalog:
     folder.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(
         folder / "catalog.db",
         federation_domain=FEDERATION,
         root_certificate=federation.authority.certificate,
         own=federation.keys[name],
-        heads=FolderHeadKeeper([folder / "heads"]),
-        clock=clock,  # type: ignore[arg-type]
+        heads=heads,
+        clock=clock,
+        observer=observer,
         choose_hosts=lambda feed, replicas, others: sorted(others)[:HOSTS],
     )
     catalog._writing.execute("PRAGMA synchronous = OFF")  # the machine under the simulation does not crash
@@ -47,18 +55,31 @@ def open_catalog(federation: TestFederation, name: str, folder: Path, clock: obj
 
 @dataclass
 class Template:
-    """A federation of five: all but erin have a DataStore, alice's is read by bob and carol, bob's by all."""
+    """A federation of five: all but erin have a DataStore. alice's is read by bob and carol and written to by bob,
+    bob's is read by all and written to by carol and dave.
+    """
 
     root: Path
 
     def __post_init__(self) -> None:
         with seeded(0):
             self._make()
+        self.domain = FEDERATION
+        self.root_certificate = self.federation.authority.certificate
+
+    def _admit(self, names: Sequence[str]) -> TestFederation:
+        """The members, with nothing in their homes yet."""
+        federation = self.federation = _Template(self.root)
+        for name in names:
+            federation.add(name)
+        self.authorities = {
+            member.domain.partition(".")[0]: member.ca_certificate.public_bytes(Encoding.DER)
+            for member in federation.catalogs[names[0]].members()
+        }
+        return federation
 
     def _make(self) -> None:
-        federation = self.federation = _Template(self.root)
-        for name in NAMES:
-            federation.add(name)
+        federation = self._admit(NAMES)
         for catalog in federation.catalogs.values():
             catalog._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         # erin was away since then: her copy is from before there was anything
@@ -66,82 +87,41 @@ class Template:
         for name, catalog in list(federation.catalogs.items())[:-1]:
             catalog.create_datastore(f"/{name}".encode(), feed_pb2.MEDIA, 2, {})
         alice, bob = federation.catalogs["alice"], federation.catalogs["bob"]
-        for reader in ("bob", "carol"):
-            alice.grant(b"/alice", [feed_pb2.READ], f"{reader}@{FEDERATION}")
-        bob.grant(b"/bob", [feed_pb2.READ], "*@*.collective")
+        alice.grant(b"/alice", [READ, WRITE, DELETE], f"bob@{FEDERATION}")
+        alice.grant(b"/alice", [READ], f"carol@{FEDERATION}")
+        bob.grant(b"/bob", [READ], "*@*.collective")
+        for writer in ("carol", "dave"):
+            bob.grant(b"/bob", [WRITE], f"{writer}@{FEDERATION}")
         federation.sync()
         federation.close()
 
-    def feeds(self, world: World, name: str, folder: Path, skew: float) -> LedgerFeeds:
-        source = self.root / "erin-early" if name == "erin" else self.federation.folder(name)
+    def copy(self, name: str, folder: Path) -> Path:
+        """A home's folder for one seed."""
+        early = self.root / f"{name}-early"
+        source = early if early.exists() else self.federation.folder(name)
         shutil.copytree(source, folder)
-        return LedgerFeeds(self.federation, world, name, folder, skew)
+        return folder
+
+    def open(self, name: str, folder: Path, heads: HeadKeeper, clock: Clock, observer: Observer) -> Catalog:
+        return open_catalog(self.federation, name, folder, heads, clock, observer)
 
 
-@dataclass
-class _SkewedClock:
-    world: World
-    skew: float
+class LargeTemplate(Template):
+    """Ten members, each with a DataStore that all may read; half of them have 10,000 entries that the others lack."""
 
-    def wall(self) -> float:
-        return START + self.world.now + self.skew
-
-    def monotonic(self) -> float:
-        return self.world.now
-
-
-class LedgerFeeds:
-    """A member's catalogue as gossip sees it."""
-
-    def __init__(self, federation: TestFederation, world: World, name: str, folder: Path, skew: float) -> None:
-        self.federation = federation
-        self.name = name
-        self.folder = folder
-        self.clock = _SkewedClock(world, skew)
-        self.catalog = open_catalog(federation, name, folder, self.clock)
-        self._rights: dict[str, set[bytes]] = {}
-        self._rights_of: list[tuple[bytes, int]] | None = None
-        self._version = 0
-
-    def reopen(self) -> None:
-        """What a crash leaves: what was committed."""
-        self.catalog.close()
-        self.catalog = open_catalog(self.federation, self.name, self.folder, self.clock)
-
-    def heads(self) -> dict[bytes, Head]:
-        return {feed: Head(at.epoch_number, at.epoch_id, at.seq, at.hash) for feed, at in self.catalog.heads().items()}
-
-    def entries_after(self, feed: bytes, seq: int) -> list[tuple[int, bytes]]:
-        return list(enumerate(self.catalog.entries_after(feed, seq), seq + 1))
-
-    def entries_beyond(self, feed: bytes, theirs: Head | None) -> list[bytes]:
-        position = None
-        if theirs is not None:
-            position = feed_pb2.Position(
-                epoch_number=theirs.epoch_number, epoch_id=theirs.epoch_id, seq=theirs.seq, hash=theirs.hash
-            )
-        return self.catalog.entries_beyond(feed, position)
-
-    def receive(self, feed: bytes, entries: Sequence[bytes]) -> int:
-        return sum(self.catalog.receive(raw) for raw in entries)
-
-    def rights(self) -> int:
-        """Rights follow from root and member feeds alone."""
-        rows = self.catalog._all("SELECT feed_id, seq FROM feeds WHERE kind <> 'store' ORDER BY feed_id")
-        if rows != self._rights_of:
-            self._rights_of = rows  # type: ignore[assignment]
-            self._rights.clear()
-            self._version += 1
-        return self._version
-
-    def may_follow(self, member: str, feed: bytes) -> bool:
-        if member not in self._rights:
-            self._rights[member] = self.catalog.feeds_for(member, self.clock.wall())
-        return feed in self._rights[member]
-
-    def roster(self) -> list[str]:
-        rows = self.catalog._all("SELECT domain FROM members WHERE NOT removed ORDER BY domain")
-        return [str(row[0]) for row in rows]
-
-    def in_order(self, feeds: Iterable[bytes]) -> list[bytes]:
-        return self.catalog.in_dependency_order(feeds)
+    def _make(self) -> None:
+        names = [f"m{number}" for number in range(10)]
+        federation = self._admit(names)
+        for name, catalog in federation.catalogs.items():
+            catalog.create_datastore(f"/{name}".encode(), feed_pb2.MEDIA, 2, {})
+            catalog.grant(f"/{name}".encode(), [READ], "*@*.collective")
+        federation.sync()
+        change = feed_pb2.SetAttributes(inode=1, mode=0o755)
+        for name in names[:5]:
+            catalog = federation.catalogs[name]
+            (store,) = [store for store in catalog.datastores() if store.owner == catalog.own_domain]
+            for _ in range(2000):
+                operation = feed_pb2.TreeOperation(id=operation_id(catalog.own_domain), set_attributes=change)
+                catalog.append_store(store.feed_id, operations=[operation])
+        federation.exchange(*names[:5])
+        federation.close()

@@ -1,7 +1,7 @@
-"""A federation in one process: virtual time, one seed, the real gossip engine, a network that loses and reorders.
+"""Gossip alone, of very many members: virtual time, one seed, the real engine, a network that loses and reorders.
 
-A `World` moves messages between `Member`s. What a member knows lies behind the `Feeds` protocol: lists in memory for
-many members, real catalogues for few (`ledgers.py`). The members carry out effects as the coordinator's driver does.
+A `World` moves messages between `Member`s. What a member knows lies behind the `Feeds` protocol, lists in memory here.
+The members carry out effects as the coordinator's driver does; whole coordinators are in `homes.py`.
 """
 
 from __future__ import annotations

@@ -82,6 +82,10 @@ class Catalog(Ledger):
         """Whose answers are awaited before anything is signed on the feeds in doubt."""
         return waking.awaited(self) if self.doubts() else []
 
+    def unheard(self) -> list[str]:
+        """Who has not told yet what it has of the feeds in doubt, awaited or excused."""
+        return waking.unheard(self) if self.doubts() else []
+
     def mend_doubt(self) -> str:
         """What a person does about the doubt."""
         return waking.mend(self)

@@ -70,19 +70,40 @@ class Ledger(Receiver):
         self.heads_kept = heads
         self.hearing = waking.Hearing()
         self._announced: dict[bytes, int] = {}
-        self._unannounced: dict[bytes, feed_pb2.Position] = {}
+        self._unannounced: dict[bytes, feed_pb2.Position] = {}  # heads that the change under way made
+        self._unkept: dict[bytes, feed_pb2.Position] = {}  # … and committed ones that are not synced beside it yet
         self._rederive()
         for feed_id, position in self.heads().items():
             if self.is_own(feed_id):
                 self._announced[feed_id] = position.seq
         waking.find_doubt(self)
+        self._find_unkept()
+
+    def _find_unkept(self) -> None:
+        """Entries whose head an earlier run did not come to keep: not served before the next change has kept it.
+
+        Served without, they would be forgotten by an older database that nothing betrays.
+        """
+        for feed_id, position in self.own_heads().items():
+            kept = self.heads_kept.newest(feed_id)
+            if kept is None or kept.hash != position.hash:
+                self._unkept[feed_id] = position
+                self._announced[feed_id] = min(kept.seq if kept is not None else 0, position.seq)
 
     def _committed(self) -> None:
         """Sync the heads of own entries beside the database; only then they are served or acknowledged."""
-        unannounced, self._unannounced = self._unannounced, {}
-        for feed_id, position in unannounced.items():
-            self.heads_kept.keep(feed_id, position)
+        made, self._unannounced = self._unannounced, {}
+        self._unkept.update(made)
+        for feed_id, position in list(self._unkept.items()):
+            try:
+                self.heads_kept.keep(feed_id, position)
+            except Misconfigured as error:
+                if made:
+                    raise
+                self.observer.event("catalog.head_not_kept", feed=feed_id.hex(), reason=error.message)
+                return  # that was for an earlier change to tell; what this one did is durable
             self._announced[feed_id] = position.seq
+            del self._unkept[feed_id]
 
     def _rolled_back(self) -> None:
         super()._rolled_back()

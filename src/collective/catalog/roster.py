@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -73,8 +74,15 @@ def _admit(
         )
 
 
+SIGNING_KEYS_KEPT = 256  # many times the members of a federation, each with a new certificate now and then
+
+
+@lru_cache(maxsize=SIGNING_KEYS_KEPT)
 def signing_public_key(certificate_der: bytes, authority_der: bytes, domain: str) -> Ed25519PublicKey:
-    """The key of a member's signing certificate, checked against its CA; its dates do not count. Raises: Corrupt."""
+    """The key of a member's signing certificate, checked against its CA; its dates do not count. Raises: Corrupt.
+
+    What was checked once is remembered: every entry asks, and the check costs four times the entry's own signature.
+    """
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         certificate.verify_directly_issued_by(x509.load_der_x509_certificate(authority_der))

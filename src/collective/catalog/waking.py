@@ -25,7 +25,18 @@ from collective.wire import feed_pb2
 if TYPE_CHECKING:
     from collective.catalog.ledger import Ledger
 
-__all__ = ["ALL_FEEDS", "Hearing", "awaited", "find_doubt", "hear_head", "mend", "note_doubt", "open_epochs", "refusal"]
+__all__ = [
+    "ALL_FEEDS",
+    "Hearing",
+    "awaited",
+    "find_doubt",
+    "hear_head",
+    "mend",
+    "note_doubt",
+    "open_epochs",
+    "refusal",
+    "unheard",
+]
 
 ALL_FEEDS = b""  # in the table `doubts`: every own feed, also those that are not known here any more
 BEHIND = "the database is older than what was already told to others"
@@ -80,6 +91,11 @@ def note_doubt(ledger: Ledger, feed_id: bytes, reason: str) -> None:
 def awaited(ledger: Ledger) -> list[str]:
     """Members that have not told yet what they have of the feeds in doubt, and were not excused."""
     return sorted(_others(ledger) - ledger.hearing.answered - _excused(ledger))
+
+
+def unheard(ledger: Ledger) -> list[str]:
+    """Members that have not told yet, the excused too: a feed that nobody told of is given up when all have."""
+    return sorted(_others(ledger) - ledger.hearing.answered)
 
 
 def _others(ledger: Ledger) -> set[str]:

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from collective.catalog import Catalog
@@ -294,7 +295,7 @@ class Gossiping:
                     except asyncio.QueueFull:
                         self._carry_out(self._engine.refused(peer, feed, parts.clock.monotonic()))
                 case Pull(peer, feeds):
-                    self._spawn(self._pull(peer, feeds), f"pull from {peer}")
+                    self._spawn(partial(self._pull, peer, feeds), f"pull from {peer}")
                 case Learned(domain, endpoints):
                     parts.book.learn(domain, endpoints)
                     self._dial.forget(domain)
@@ -302,17 +303,15 @@ class Gossiping:
                     parts.observer.event("gossip.member", member=domain, was=str(old), now=str(new))
         self._alarm.set()
 
-    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+    def _spawn(self, work: Callable[[], Coroutine[object, object, None]], name: str) -> None:
         async def guarded() -> None:
             try:
-                await work
+                await work()
             except Exception as error:
                 # what one peer sends must never end the coordinator; it is told loudly
                 self._parts.observer.event("gossip.unexpected", what=name, error=f"{type(error).__name__}: {error}")
 
-        if self._running is None:
-            work.close()  # stopping
-        else:
+        if self._running is not None:  # else stopping
             self._running.create_task(guarded(), name=name)
 
     def _queue(self, peer: str, raw: bytes) -> None:
@@ -323,7 +322,7 @@ class Gossiping:
             waiting.append(raw)
             return
         self._queues[peer] = deque([raw])
-        self._spawn(self._send_all(peer), f"gossip to {peer}")
+        self._spawn(partial(self._send_all, peer), f"gossip to {peer}")
 
     async def _send_all(self, peer: str) -> None:
         waiting = self._queues[peer]

@@ -139,12 +139,16 @@ class EntryTaker:
                 await in_slices(self.write, self.catalog.go_back(back))
 
     async def pull(self, domain: str, endpoint: str, feeds: Iterable[bytes] | None = None) -> Pulled:
-        """Ask for what these feeds, or all there are, have past our heads. Raises: Unreachable, Refused."""
+        """Ask for what these feeds, or all there are, have past our heads. Raises: Unreachable, Refused.
+
+        Of a forked feed nothing more is taken, so it is not asked for.
+        """
         here = self.catalog.heads()
         nothing = feed_pb2.Position()
-        heads = [
-            feed_pb2.FeedHead(feed_id=feed, head=here.get(feed, nothing)) for feed in (here if feeds is None else feeds)
-        ]
+        wanted = here if feeds is None else [feed for feed in feeds if not self.catalog.is_forked(feed)]
+        if feeds is not None and not wanted:
+            return Pulled(progress=False, complete=True)
+        heads = [feed_pb2.FeedHead(feed_id=feed, head=here.get(feed, nothing)) for feed in wanted]
         request = control_pb2.FollowRequest(
             heads=heads, entries_only=domain in self._entries_only, all_feeds=feeds is None
         )

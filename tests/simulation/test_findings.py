@@ -1,0 +1,130 @@
+"""Whole coordinators in virtual time: what befell one seed or another, told again each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from simulation.chance import seeded
+from simulation.checkers import Checkers
+from simulation.homes import Home, Street
+from simulation.hostile import Hostile
+from simulation.ledgers import NAMES, Template
+from simulation.promises import Promises
+from simulation.world import Network
+from support.catalogs import put
+
+SEEDS = range(4)
+
+
+@pytest.fixture(params=SEEDS)
+def street(request: pytest.FixtureRequest, template: Template, room: Path) -> Iterator[Street]:
+    """Five homes that know each other, on lines that lose a tenth of what they carry."""
+    seed: int = request.param
+    with seeded(seed):
+        street = Street(seed, Network(loss=0.1, most_delay=0.1), real_signatures=False)
+        for name in NAMES:
+            Home(street, name, template, room / name, 0.0)
+        street.introduce()
+        for home in street.homes.values():
+            home.start()
+        yield street
+        street.close()
+    assert street.surprises == []
+
+
+def named(street: Street, name: str) -> Home:
+    return next(one for one in street.homes.values() if one.label == name)
+
+
+def write(one: Home, name: bytes) -> None:
+    put(one.catalog, b"/" + one.label.encode() + b"/" + name)
+    assert one.life is not None
+    one.life.bell.ring()
+
+
+def unlevel(street: Street, feed: bytes) -> str:
+    """Whoever has the feed has the same of it, and nothing is kept aside."""
+    heads = {one.label: one.catalog.heads()[feed] for one in street.homes.values() if feed in one.catalog.heads()}
+    if len({head.hash for head in heads.values()}) != 1:
+        return f"the heads differ: { {name: head.seq for name, head in heads.items()} }"
+    waiting = [one.label for one in street.homes.values() if one.catalog.parcels()]
+    return f"{waiting} have something to hand back" if waiting else ""
+
+
+def store_of(one: Home) -> bytes:
+    (store,) = [store.feed_id for store in one.catalog.datastores() if store.owner == one.domain]
+    return store
+
+
+def test_an_epoch_based_on_an_old_backup_reaches_everybody(street: Street) -> None:
+    """bob is set back by forty entries and goes on without asking anybody: longer chains give way, nothing is lost."""
+    bob, carol = named(street, "bob"), named(street, "carol")
+    street.run(5)
+    store = store_of(bob)
+    bob.keep_copy()
+    for number in range(40):
+        write(bob, b"told-%d" % number)
+    street.run_until(lambda: unlevel(street, store), 60)
+    longer = bob.catalog.heads()[store]
+    assert carol.catalog.heads()[store] == longer
+
+    bob.set_back(bob.copies[0])
+    assert store in bob.catalog.doubts()
+    bob.start(*street.homes)
+    assert bob.life is not None
+    assert bob.catalog.tend(bob.wall())
+    write(bob, b"after")
+    shorter = bob.catalog.heads()[store]
+    assert shorter.seq < longer.seq
+    assert shorter.epoch_number > longer.epoch_number
+    street.run(1)
+    street.run_until(lambda: unlevel(street, store), 60)
+    street.run(5)
+    assert carol.witness.counts["catalog.unapplied"] >= 1
+    for one in (bob, carol):
+        for name in (b"after", *(b"told-%d" % number for number in range(40))):
+            assert one.catalog.find(b"/bob/" + name) is not None, f"{one.label} lost {name.decode()}"
+    assert unlevel(street, store) == ""
+
+
+def test_a_feed_that_nobody_was_told_of_is_given_up_when_all_have_answered(street: Street) -> None:
+    """dave made a DataStore while he was alone, lost his database, and went on without erin: once she is met again,
+    nothing is in doubt any more. A seed of the stories showed that she was never asked.
+    """
+    dave, erin = named(street, "dave"), named(street, "erin")
+    street.run(5)
+    others = [domain for domain in street.homes if domain != dave.domain]
+    street.network.block([dave.domain], others)
+    dave.catalog.create_datastore(b"/alone", 1, 2, {})
+    (lost,) = [store.feed_id for store in dave.catalog.datastores() if store.path == b"/alone"]
+    street.run(1)
+    dave.set_back(None)
+    street.network.heal()
+    street.network.block([erin.domain], [dave.domain])
+    dave.start(erin.domain)
+    street.run_until(lambda: "" if set(dave.catalog.doubts()) == {lost} else f"in doubt: {dave.catalog.doubts()}", 60)
+    street.network.heal()
+    street.run_until(lambda: "still in doubt" if dave.catalog.doubts() else "", 30)
+    assert dave.witness.counts["catalog.feed_lost"] == 1
+
+
+def test_a_forked_feed_is_not_pulled_for_ever(street: Street) -> None:
+    """dave signs two histories; whoever saw both keeps the evidence, and lets nobody send the rest again and again."""
+    dave, bob = named(street, "dave"), named(street, "bob")
+    street.run(5)
+    checkers = Checkers(street, Promises())
+    hostile = Hostile(dave, street, Random(1))
+    assert dave.life is not None
+    hostile.fork(dave.life, bob, checkers)
+    (feed,) = checkers.forked_on_purpose
+    street.run(60)
+    knowing = [one for one in street.homes.values() if one.catalog.is_forked(feed)]
+    assert knowing
+    for one in knowing:
+        assert one.catalog._one("SELECT 1 FROM forks WHERE feed_id = ?", feed)
+    carried = street.network.entry_bytes
+    street.run(30)
+    assert street.network.entry_bytes == carried
