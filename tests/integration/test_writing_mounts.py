@@ -134,6 +134,29 @@ def test_a_name_that_a_dead_mount_created_is_never_created_again(alice: Home, tm
     assert exclusively(two / "folder" / "after"), "the folder is nobody's any more"
 
 
+@pytest.mark.long
+@pytest.mark.timeout(110)
+def test_a_mount_takes_over_from_the_heir(alice: Home, tmp_path: Path) -> None:
+    """The node stands still, so the heir cannot send what a dead mount had closed: the next mount ends it, shows the
+    file at once, and sends it when it can."""
+    content = os.urandom(5 << 20)
+    top = mounted(alice, tmp_path / "one")
+    node = alice.node_pid()
+    os.kill(node, signal.SIGSTOP)
+    (top / "closed").write_bytes(content)
+    os.kill(mount_pid(alice, tmp_path / "one"), signal.SIGKILL)
+    os.system(f"umount -l {tmp_path / 'one'}")
+    log = alice.path / "mount.log"
+    wait_for(lambda: '"event": "heir.began"' in log.read_text(), "the heir")
+    alice.ok("mount", tmp_path / "one")
+    assert (top / "closed").read_bytes() == content
+    os.kill(node, signal.SIGCONT)
+    wait_for(lambda: not alice.status()["mounts"][0]["pending"], "everything to be sent")
+    assert '"event": "heir.ended"' not in log.read_text(), "it was ended, with its work undone"
+    alice.ok("get", "/media/closed", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+
+
 @pytest.mark.timeout(118)
 def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federation, tmp_path: Path) -> None:
     """Through bob's mount: 1,000 files and a renamed folder, at bob's at once, at alice's when she is back."""

@@ -388,7 +388,7 @@ async def test_one_journal_per_mount_and_the_next_takes_over(place: Place) -> No
         if isinstance(record, FlushRecord):
             (write,) = [one for one in writes if one.ino == record.ino]
             assert record.upto == record.place == write.seq
-    assert running._live.keys() == {kept}
+    assert set(running._live) == {kept}
     again = await place.open(path=place.copy("killed"))
     assert {record.ino for record in again.recovered if isinstance(record, WriteRecord)} == {INO, INO + 1}
 

@@ -463,7 +463,7 @@ async def test_an_orphan_stays_readable_and_is_never_sent(world: World) -> None:
         mount.replay.forget(world.ino(number))
         await mount.replay.wait()
         assert mount.committer.uploads == []
-        assert mount.journal._live == {}
+        assert mount.journal.unsettled_count == 0
     async with mounted(world, journals=copy) as again:
         await again.replay.wait()
         assert again.committer.uploads == []
@@ -672,7 +672,7 @@ async def test_a_kill_at_every_await_loses_nothing(world: World, seed: int) -> N
         async with mounted(world, journals=death.journals) as again:
             await again.replay.wait()
             assert len(again.dirty) == 0
-            assert again.journal._live == {}
+            assert again.journal.unsettled_count == 0
         assert world.listing() in death.images, f"killed at {kill_at}"
         assert {one.outcome for one in world.outcomes} <= {submit_pb2.APPLIED}, [one.reason for one in world.outcomes]
         world.clear()

@@ -50,7 +50,7 @@ def status(context: click.Context, show_connections: bool, as_json: bool) -> Non
         click.echo(_store_line(store))
     for mount in document["mounts"]:
         waiting = f"{mount['pending']} changes on their way" if mount["pending"] else "everything handed over"
-        trouble = f": {mount['trouble']}" if mount["trouble"] else ""
+        trouble = f": {mount['trouble']}" if mount.get("trouble") else ""  # a mount of an older version says nothing
         click.echo(f"  mount {mount['directory']}  {waiting}{trouble}")
     for row in document["pending"]:
         reason = f": {row['reason']}" if row["reason"] else ""

@@ -63,6 +63,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         def begin(name: str, work: Coroutine[object, object, None]) -> None:
             tasks.append(group.create_task(work, name=name))
 
+        begin("heirs", Heirs(ground.home.path, parts.writing.leases, ground.clock, ground.observer).run())
         if settings.storage_bytes:
             log = ground.home.path / "node.log"
             child = NodeChild(_node_arguments(parts, settings, grpc_address), log, ground.clock, ground.observer)
@@ -84,7 +85,6 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         begin("background", tending.every_change())
         begin("copies", tending.make_copies())
         begin("writing", parts.writing.run())
-        begin("heirs", Heirs(ground.home.path, parts.writing.leases, ground.clock, ground.observer).run())
         begin("refetch", tending.make_whole())
         ready(f"ready: {ground.own.address} on {grpc_address}")
         await stop.wait()

@@ -16,7 +16,7 @@ going is written again behind the newest (`journal_compaction`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,18 +24,17 @@ from typing import TypeVar
 
 from typing_extensions import Buffer
 
-from collective.core.errors import CollectiveError, Full, NotFound
+from collective.core.errors import CollectiveError, Full
 from collective.core.observe import Observer
 from collective.core.sizes import KIB
 from collective.mount import journal_records as records
-from collective.mount.journal_compaction import read_standing
+from collective.mount.journal_compaction import Standing, read_standing
+from collective.mount.journal_live import LiveRecords
 from collective.mount.journal_records import (
     BaseRecord,
     FlushRecord,
     Kind,
-    OperationRecord,
     Record,
-    TruncateRecord,
     WriteRecord,
 )
 from collective.mount.journal_recovery import Recovery
@@ -49,7 +48,6 @@ THREAD_BYTES = 256 * KIB  # writing less holds the event loop under 0.1 ms
 ROOM_LOOK_SECONDS = 1.0
 THREADS = 4
 HELD_RECORDS = 512
-RECORD_BYTES = 256  # what a record takes beside its data, about
 HELD_PAYLOAD_BYTES = 64 * KIB
 T = TypeVar("T")
 
@@ -65,11 +63,9 @@ class Journal:
         self._settings = settings
         self._observer = observer
         self._segments: dict[int, Segment] = {segment.number: segment for segment in found.segments}
-        self._live: dict[int, tuple[int, int, int, int]] = {}  # seq -> segment, data's segment, position, size
+        self._live = LiveRecords(self._segments)
         self._next_seq = found.next_seq
         self._room = JournalRoom(folder, settings, sum(segment.end for segment in found.segments))
-        self._live_bytes = 0
-        self._disowned: set[int] = set()  # live here, and never to be recovered
         self._compacting = False
         self._unsaid: list[int] = []  # settled in memory, said with the next record
         self._held: list[Buffer] = []
@@ -83,9 +79,9 @@ class Journal:
         for record in found.records:
             if isinstance(record, WriteRecord):
                 place = (record.segment, record.position, record.size_bytes)
-                self._index(record.seq, found.segment_of[record.seq], *place)
+                self._live.put(record.seq, found.segment_of[record.seq], *place)
             else:
-                self._index(record.seq, found.segment_of[record.seq])
+                self._live.put(record.seq, found.segment_of[record.seq])
         self.recovered: tuple[Record, ...] = tuple(found.records)
         """What an earlier process left, in order of seq."""
         self._active = self._new_segment(found.next_segment)
@@ -134,9 +130,9 @@ class Journal:
             await self.room(len(view))
         flags = records.UNOWNED if unowned else 0
         if len(view) < THREAD_BYTES:
-            return self._append_inline(ino, offset, view, time_ns, flags)
+            return self.append_inline(ino, offset, view, time_ns, flags)
         record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), flags, view)
-        self._index(record.seq, self._active.number, record.segment, record.position, record.size_bytes)
+        self._live.put(record.seq, self._active.number, record.segment, record.position, record.size_bytes)
         return record.seq
 
     def append_truncate(self, ino: int, size_bytes: int, time_ns: int, *, unowned: bool = False) -> int:
@@ -162,50 +158,35 @@ class Journal:
         if self._held or self._unsaid:
             self._write(self._held_parts())
 
-    def append_record(self, record: Record, data: bytes = b"") -> int:
-        """A record of another journal, with the data of a write; its seq here. Raises: Full, Unreachable."""
-        match record:
-            case OperationRecord():
-                return self.append_operation(record.store_id, record.operation, of_directory=record.of_directory)
-            case WriteRecord():
-                return self._append_inline(record.ino, record.offset, memoryview(data), record.time_ns, 0)
-            case TruncateRecord():
-                return self.append_truncate(record.ino, record.size_bytes, record.time_ns)
-            case BaseRecord():
-                return self.append_base(record)
-            case FlushRecord():
-                return self.hold_flush(record)
-
     def settle(self, seqs: Iterable[int]) -> None:
         """These count no more, and are not recovered once the next record is written. Unknown ones are passed over."""
         gone = [seq for seq in seqs if seq in self._live]
         self._unsaid.extend(gone)
-        self._disowned.difference_update(gone)
         for seq in gone:
-            self._unindex(seq)
+            self._live.drop(seq)
         self._drop_settled()
 
     def disown(self, seqs: Iterable[int]) -> None:
         """These go with this process: readable until they are settled, never recovered once the next is written."""
         gone = [seq for seq in seqs if seq in self._live]
-        self._disowned.update(gone)
+        self._live.disown(gone)
         self._unsaid.extend(gone)
 
     # ------------------------------------------------------------ reading back
 
     def read_into(self, seq: int, skip: int, view: memoryview) -> None:
         """Fill the view with a live write's data from `skip` on. Raises: NotFound (settled), Corrupt, Unreachable."""
-        segment, position = self._data(seq, skip, len(view))
+        segment, position = self._live.data(seq, skip, len(view))
         segment.read_into(position, view)
 
     def read(self, seq: int, skip: int, size_bytes: int) -> bytes:
         """As `read_into`, into fresh bytes."""
-        segment, position = self._data(seq, skip, size_bytes)
+        segment, position = self._live.data(seq, skip, size_bytes)
         return segment.read(position, size_bytes)
 
     async def read_many(self, parts: Sequence[tuple[int, int, memoryview]]) -> None:
         """`read_into` of several (seq, skip, view), in a thread; they may be settled meanwhile."""
-        places = [(*self._data(seq, skip, len(view)), view) for seq, skip, view in parts]
+        places = [(*self._live.data(seq, skip, len(view)), view) for seq, skip, view in parts]
 
         def read_all() -> None:
             for segment, position, view in places:
@@ -269,16 +250,18 @@ class Journal:
         To be repeated. Raises: Full, Unreachable, Corrupt (the disk); nothing is lost then.
         """
         number, oldest = min(self._segments.items())
-        if self._compacting or oldest is self._active or not self._room.mostly_over(self._live_bytes):
+        if self._compacting or oldest is self._active or not self._room.mostly_over(self._live.size_bytes):
             return False
-        seqs = {seq for seq, place in self._live.items() if number in place[:2]}
-        if not seqs or seqs & self._disowned:
+        if not (seqs := self._live.keeping(number)):
             return False
-        used = {self._segments[place] for seq in seqs for place in self._live[seq][:2]}
+        places = {segment: segment.end for segment in self._live.segments_of(seqs)}
         self._compacting = True
         oldest.pins += 1  # until the copies are safe
         try:
-            await self._write_again({segment: segment.end for segment in used}, seqs)
+            for one in await self._in_thread(set(places), lambda: read_standing(places, seqs)):
+                if self._live.may_move(one.seq):
+                    self._write_again(one)
+                    await asyncio.sleep(0)  # others have their turn
             await self.sync()
         finally:
             self._compacting = False
@@ -286,20 +269,11 @@ class Journal:
         self._drop_settled()
         return number not in self._segments
 
-    async def _write_again(self, places: Mapping[Segment, int], seqs: Set[int]) -> None:
-        written = 0
-        for one in await self._in_thread(set(places), lambda: read_standing(places, seqs)):
-            if one.seq not in self._live or one.seq in self._disowned:
-                continue
-            self._prepare()
-            self._write([*self._held_parts(), *records.pack_record(one.kind, one.flags, one.seq, one.payload)])
-            self._unindex(one.seq)
-            number = self._active.number
-            self._index(one.seq, number, number, self._active.end - one.data_bytes, one.data_bytes)
-            written += len(one.payload)
-            if written >= THREAD_BYTES:  # others have their turn
-                written = 0
-                await asyncio.sleep(0)
+    def _write_again(self, one: Standing) -> None:
+        self._prepare()
+        self._write([*self._held_parts(), *records.pack_record(one.kind, one.flags, one.seq, one.payload)])
+        number = self._active.number
+        self._live.put(one.seq, number, number, self._active.end - one.data_bytes, one.data_bytes)
 
     async def close(self) -> None:
         """Sync and let go; whatever is not settled is recovered by the next one. Its folder goes when nothing is."""
@@ -355,18 +329,19 @@ class Journal:
         seq = self._next_seq
         self._held += records.pack_record(kind, flags, seq, payload)
         self._next_seq = seq + 1
-        self._index(seq, self._active.number)
+        self._live.put(seq, self._active.number)
         return seq
 
     def _live_record(self, kind: Kind, flags: int, *parts: Buffer) -> int:
         seq = self._append(kind, flags, *parts)
-        self._index(seq, self._active.number)
+        self._live.put(seq, self._active.number)
         return seq
 
-    def _append_inline(self, ino: int, offset: int, view: memoryview, time_ns: int, flags: int) -> int:
+    def append_inline(self, ino: int, offset: int, view: memoryview, time_ns: int, flags: int = 0) -> int:
+        """As `append_write`, at once, whether there is room or not."""
         seq = self._append(Kind.WRITE, flags, records.pack_write(ino, offset, time_ns), view)
         number = self._active.number
-        self._index(seq, number, number, self._active.end - len(view), len(view))
+        self._live.put(seq, number, number, self._active.end - len(view), len(view))
         return seq
 
     async def _append_blob(self, record: WriteRecord, flags: int, view: memoryview) -> WriteRecord:
@@ -391,25 +366,6 @@ class Journal:
         self._write([*self._held_parts(), records.pack_blob_header(size_bytes)])
         self._active.end += size_bytes
         self._room.grown(size_bytes)
-
-    def _index(self, seq: int, number: int, data_number: int = 0, position: int = 0, size_bytes: int = 0) -> None:
-        data_number = data_number or number
-        self._live[seq] = (number, data_number, position, size_bytes)
-        self._live_bytes += size_bytes + RECORD_BYTES
-        for one in {number, data_number}:
-            self._segments[one].live += 1
-
-    def _unindex(self, seq: int) -> None:
-        number, data_number, _, size_bytes = self._live.pop(seq)
-        self._live_bytes -= size_bytes + RECORD_BYTES
-        for one in {number, data_number}:
-            self._segments[one].live -= 1
-
-    def _data(self, seq: int, skip: int, size_bytes: int) -> tuple[Segment, int]:
-        found = self._live.get(seq)
-        if found is None or skip + size_bytes > found[3]:
-            raise NotFound("that data is not in the journal any more")
-        return self._segments[found[1]], found[2] + skip
 
     def _drop_settled(self) -> None:
         for number, segment in sorted(self._segments.items()):

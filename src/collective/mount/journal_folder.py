@@ -16,7 +16,14 @@ from collective.core.errors import Conflict
 from collective.core.observe import Observer
 from collective.mount.journal import Journal
 from collective.mount.journal_lock import JournalLock, is_locked
-from collective.mount.journal_records import BaseRecord, FlushRecord, OperationRecord, WriteRecord
+from collective.mount.journal_records import (
+    BaseRecord,
+    FlushRecord,
+    OperationRecord,
+    Record,
+    TruncateRecord,
+    WriteRecord,
+)
 from collective.mount.journal_recovery import recover
 from collective.mount.journal_room import JournalSettings
 from collective.mount.journal_segments import SUFFIX
@@ -139,7 +146,22 @@ def _copy(source: Journal, target: Journal) -> None:
             # a create that is settled there is not here: nothing to merge with
             create = mapped(taken.create_seq) if taken.create_seq in olds else 0
             taken = replace(taken, upto=upto, place=place, create_seq=create)
-        seq = target.append_record(taken, data)
+        seq = _append(target, taken, data)
         olds.append(record.seq)
         news.append(seq)
         target.recovered = (*target.recovered, replace(taken, seq=seq))
+
+
+def _append(target: Journal, record: Record, data: bytes) -> int:
+    """A record of another journal, with the data of a write; its seq here. Raises: Full, Unreachable."""
+    match record:
+        case OperationRecord():
+            return target.append_operation(record.store_id, record.operation, of_directory=record.of_directory)
+        case WriteRecord():
+            return target.append_inline(record.ino, record.offset, memoryview(data), record.time_ns)
+        case TruncateRecord():
+            return target.append_truncate(record.ino, record.size_bytes, record.time_ns)
+        case BaseRecord():
+            return target.append_base(record)
+        case FlushRecord():
+            return target.hold_flush(record)
