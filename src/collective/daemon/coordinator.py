@@ -73,6 +73,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         tending = parts.tending(settings)
         await tending.begin(ground.config.datastores)
         begin("gossip", parts.gossiping.run())
+        begin("introductions", parts.introductions.run())
         begin("recall", parts.recall.run())
         begin("hand over", parts.hand_over.run())
         begin("snapshots", parts.snapshots.run())
