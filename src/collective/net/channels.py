@@ -103,7 +103,7 @@ class Channels:
             self._make_room(MAX_CHANNELS)
 
     def _make_room(self, most: int) -> None:
-        """Close channels without a call until no more than `most` are open; with calls there may be more for a while."""
+        """Close channels without a call until at most `most` are open; with calls there may be more for a while."""
         idle = [key for key, channel in self._open.items() if channel not in self._calls]
         for key in idle[: max(0, len(self._open) - most)]:
             self._close(self._open.pop(key))
