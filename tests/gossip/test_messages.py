@@ -14,7 +14,7 @@ from simulation.world import stand_in_sign, stand_in_verify
 
 from collective.core.address import FederatedAddress
 from collective.core.errors import CollectiveError, Refused
-from collective.gossip import LAN, Engine, Head, Persist, Self, Send, Versions
+from collective.gossip import LAN, Deliver, Engine, Head, Persist, Self, Send, Versions
 from collective.gossip.messages import (
     MAX_REPEATED,
     MAX_STATEMENT_BYTES,
@@ -161,6 +161,43 @@ def test_versions_are_negotiated() -> None:
     bob.start(b"", [ALICE], {}, 0.0)
     with pytest.raises(Refused):
         bob.receive(ALICE, seal(heartbeat(), stand_in_sign(ALICE)), 1.0)
+
+
+def test_what_a_later_version_adds_to_a_heartbeat_is_passed_over() -> None:
+    """N+1 that still speaks N: fields and kinds that are not known here change nothing, the rest of it counts."""
+    bob = an_engine(BOB)
+    bob.start(b"", [ALICE], {}, 0.0)
+    later = b"\xf2\xac\x04\x06later!"  # field 9,806
+    push = gossip_pb2.Push(head=feed_pb2.FeedHead(feed_id=b"f" * 32, head=feed_pb2.Position(seq=1, hash=b"h" * 32)))
+    push.first_seq = 1
+    push.entries.append(b"an entry")
+    made = heartbeat(pushes=[push])
+    made.version = 2
+    made.probe.kind = 77  # type: ignore[assignment]
+    message = gossip_pb2.GossipMessage.FromString(made.SerializeToString() + later)
+    effects = bob.receive(ALICE, seal(message, stand_in_sign(ALICE)), 1.0)
+    assert any(isinstance(effect, Deliver) for effect in effects)
+    assert not any(answer.probe.kind for answer in opened(effects)), "no answer to a probe of an unknown kind"
+
+
+def opened(effects: list[object]) -> list[gossip_pb2.GossipMessage]:
+    """What is sent to alice."""
+    signed = [gossip_pb2.SignedGossip.FromString(raw) for raw in sends(effects, ALICE)]
+    return [gossip_pb2.GossipMessage.FromString(one.message) for one in signed]
+
+
+def test_a_statement_of_a_later_version_is_passed_on_verbatim() -> None:
+    """bob, who does not know what alice adds, tells carol of it byte for byte, so that her signature holds."""
+    made = gossip_pb2.GossipMessage.FromString(statement().SerializeToString() + b"\xf2\xac\x04\x06later!")
+    made.version = 2
+    raw = seal(made, stand_in_sign(ALICE))
+    bob = an_engine(BOB)
+    bob.start(b"", [ALICE], {}, 0.0)
+    bob.receive(ALICE, seal(heartbeat(statements=[gossip_pb2.SignedGossip.FromString(raw)]), stand_in_sign(ALICE)), 1.0)
+    kept = bob.statements.get(ALICE)
+    assert kept is not None
+    assert kept.raw == raw
+    assert open_statement(kept.raw, stand_in_verify, VERSIONS).version == 1, "what both speak"
 
 
 @given(st.lists(st.integers(1, 3 * WINDOW), max_size=4 * WINDOW))

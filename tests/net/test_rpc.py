@@ -482,3 +482,29 @@ async def test_a_peer_that_names_no_version_speaks_the_first(wires, monkeypatch)
     monkeypatch.setattr("collective.net.rpc.CONTROL", Spoken("control", 3, 2))
     with pytest.raises(Refused, match="1-1"):
         await wires.ask(wires.channels(), PING)
+
+
+async def test_a_call_under_way_keeps_its_channel(wires, monkeypatch):
+    """More places than channels: what is idle makes room; a stream is never cut for it."""
+    monkeypatch.setattr("collective.net.channels.MAX_CHANNELS", 2)
+    go_on = asyncio.Event()
+
+    async def slow(caller: Caller, request: Any) -> AsyncIterator[Any]:
+        yield control_pb2.FollowReply()
+        await go_on.wait()
+        yield control_pb2.FollowReply(caught_up=True)
+
+    await wires.serve([*(row for row in table() if row.method not in (FOLLOW, PING)),
+                       open_row(FOLLOW, slow), open_row(PING, answering(PING))])  # fmt: skip
+    channels = wires.channels()
+    port = wires.endpoint.rpartition(":")[2]
+    stream = channels.stream(wires.peer, wires.endpoint, FOLLOW, control_pb2.FollowRequest(), control_pb2.FollowReply)
+    assert await anext(stream) == control_pb2.FollowReply()
+    for place in ("localhost:", "LOCALHOST:", "ipv4:127.0.0.1:", "dns:localhost:"):  # one server, a channel each
+        await channels.unary(wires.peer, place + port, PING, control_pb2.PingRequest(), control_pb2.PingReply, 10)
+        assert {key[1] for key in channels._open} == {wires.endpoint, place + port}
+    go_on.set()
+    assert await anext(stream) == control_pb2.FollowReply(caught_up=True)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert not channels._calls

@@ -205,13 +205,21 @@ class Catalog(Ledger):
             return self.open_waiting(connection, store_id) > 0
 
     def tend(self, now: float) -> bool:
-        """Background care; whether anything changed. `now` in seconds since 1970."""
+        """All background care; whether anything changed. `now` in seconds since 1970."""
+        changed = self.care(now)
+        return self.restate() or changed
+
+    def care(self, now: float) -> bool:
+        """Epochs, replay, own DataStores, keys; whether anything changed. `now` in seconds since 1970."""
         changed = waking.open_epochs(self)
         changed = replay(self, now) or changed
-        changed = datastores.tend(self, now) or changed
-        if self.own_is_admitted() and not self.is_doubtful():
-            changed = placements.restate_holdings(self) or changed
-        return changed
+        return datastores.tend(self, now) or changed
+
+    def restate(self, *, lazily: bool = False) -> bool:
+        """Say in the own feed how far this home holds what it hosts; whether anything was said."""
+        if not self.own_is_admitted() or self.is_doubtful():
+            return False
+        return placements.restate_holdings(self, lazily=lazily)
 
     # ------------------------------------------------------------ changes by path
 

@@ -60,8 +60,11 @@ def hold(ledger: Ledger, store_id: bytes, versions: list[bytes]) -> None:
         _state(ledger, store_id, whole=set(versions))
 
 
-def restate_holdings(ledger: Ledger) -> bool:
-    """State anew what is held wherever the last statement is behind the feed; whether anything was stated."""
+def restate_holdings(ledger: Ledger, *, lazily: bool = False) -> bool:
+    """State anew what is held wherever the last statement is behind the feed; whether anything was stated.
+
+    Lazily: only of backup DataStores, whose writers wait for it; a stream of changes elsewhere is stated in portions.
+    """
     rows = ledger._all(
         "SELECT f.feed_id FROM feeds f JOIN datastores d USING (feed_id)"
         " LEFT JOIN holdings h ON h.feed_id = f.feed_id AND h.domain = ?"
@@ -71,7 +74,10 @@ def restate_holdings(ledger: Ledger) -> bool:
     stated = False
     for (feed_id,) in rows:
         assert isinstance(feed_id, bytes)
-        if ledger.own_domain in ledger.store(feed_id).hosts:
+        store = ledger.store(feed_id)
+        if lazily and store.strategy != feed_pb2.BACKUP:
+            continue
+        if ledger.own_domain in store.hosts:
             with ledger.change():
                 stated = _state(ledger, feed_id) or stated
     return stated

@@ -79,6 +79,7 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         await tending.begin(ground.config.datastores)
         begin("loop watch", parts.watch.run())
         begin("gossip", parts.gossiping.run())
+        begin("introductions", parts.introductions.run())
         begin("recall", parts.recall.run())
         begin("hand over", parts.hand_over.run())
         begin("snapshots", parts.snapshots.run())

@@ -15,11 +15,13 @@ from collective.daemon.writing import Writing, join_writing
 from collective.health import StatusDesk, status_rows
 from collective.net.lane import LaneHandler
 from collective.net.rpc import Row
+from collective.transfer.asking import Coordinators
 from collective.transfer.commands import CommandDesk, control_rows
 from collective.transfer.commits import PathDesk, path_rows
 from collective.transfer.copies import CopyDesk
 from collective.transfer.gossiping import Gossiping
 from collective.transfer.holders import LanePool
+from collective.transfer.introducing import Introductions
 from collective.transfer.refetch import Refetcher
 from collective.transfer.relay import RelayDesk, relay_handlers, relay_rows
 from collective.transfer.repair import CopyMaker
@@ -40,6 +42,7 @@ class Parts:
 
     foundation: Foundation
     gossiping: Gossiping
+    introductions: Introductions
     recall: Recall
     hand_over: HandOver
     snapshots: Snapshots
@@ -109,13 +112,12 @@ class Parts:
                 ground.catalog, ground.nodes, ground.tickets, ground.bell, ground.observer, ground.own.member_domain,
                 lambda: pledge(ground.nodes, ground.told_bytes), ground.writer,
             ),
-            book=ground.book,
+            introductions=self.introductions,
             nodes=ground.nodes,
             tickets=ground.tickets,
             clock=ground.clock,
             observer=ground.observer,
             own_address=ground.own.address,
-            introduction=ground.introduction,
             signing_certificate=ground.household.keys.signing_certificate,
             endpoints=ground.endpoints,
         )  # fmt: skip
@@ -169,6 +171,10 @@ def assemble(ground: Foundation, stop: Callable[[], None] = lambda: None) -> Par
     return Parts(
         foundation=ground,
         gossiping=gossiping,
+        introductions=Introductions(
+            ground.catalog, ground.book, Coordinators(ground.channels, ground.book), ground.introduction,
+            gossiping.life, ground.bell, ground.observer,
+        ),
         recall=Recall(ground.catalog, taker, ground.book, ground.bell, ground.clock, ground.observer),
         hand_over=HandOver(
             ground.catalog, ground.book, ground.channels, ground.bell, ground.clock, ground.observer, ground.writer

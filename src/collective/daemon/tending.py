@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from collective.admission import Household
 from collective.catalog import Catalog
@@ -25,6 +25,7 @@ __all__ = ["Tending", "guarded", "pledge"]
 
 TICK_SECONDS = 0.25  # copies, wraps and statements are looked after this often, and when something changed …
 REST_SECONDS = 0.1  # … with so much between two rounds: a stream of changes is looked at in portions
+STATEMENT_SECONDS = 1.0  # between two statements of a host: each is an entry here and a commit everywhere
 NODE_STATUS_SECONDS = 10.0
 OPENED_SECONDS = 1.0  # how often others hear of entries that are being opened
 FORGET_NODES_SECONDS = 86400.0  # of running without a node that the card names
@@ -61,6 +62,7 @@ class Tending:
     clock: Clock
     observer: Observer
     storage_bytes: int
+    _due: dict[str, float] = field(default_factory=dict)  # monotonic seconds
 
     async def begin(self, configured: Iterable[DataStoreConfig]) -> None:
         """What is done once, before the rounds. In doubt nothing can be written, but reading goes on."""
@@ -119,7 +121,11 @@ class Tending:
         await self._open_what_waits()
 
         def care() -> bool:
-            changed = self.catalog.tend(self.clock.wall())
+            changed = self.catalog.care(self.clock.wall())
+            now = self.clock.monotonic()
+            if self.catalog.restate(lazily=now < self._due.get("statement", 0.0)):
+                self._due["statement"] = now + STATEMENT_SECONDS
+                changed = True
             return place_again(self.catalog, self.choose_members) or changed
 
         if await self.writer(care):

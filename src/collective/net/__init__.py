@@ -6,6 +6,7 @@ Words of this room:
 - **frame**: one header, one head (a small message), one body (raw bytes) on the lane (`lane_frames`).
 - **row**: one method of the control wire with who may call it; all rows together are the dispatch table (`rpc`).
 - **channel**: the asking end of the control wire (`channels`).
+- **spoken**: the versions of a wire that one side speaks (`versions`).
 - **endpoint**: a place to dial, `HOST:PORT`, or `TYPE:HOST:PORT` with its path kind (`endpoints`).
 
 The gRPC adapters (`net.rpc`, `net.channels`) are imported by name, never from here: they are slow to load.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,9 @@ from collective.net.versions import CONTROL
 __all__ = ["Channels", "LocalChannel"]
 
 Reply = TypeVar("Reply", bound=Message)
-MAX_CHANNELS = 64  # a file descriptor and some 100 KiB each; the one used longest ago makes room
+MAX_CHANNELS = (
+    64  # a file descriptor and some 100 KiB each; of those without a call the one used longest ago makes room
+)
 DIAL_OPTIONS = (
     # a peer that comes back is found again within a second, not after gRPC's usual two minutes
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -47,7 +50,8 @@ class Channels:
         self._credentials = credentials
         self._trust = trust
         self._clock = clock
-        self._open: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._open: dict[tuple[str, str], grpc.aio.Channel] = {}  # the one used last stands last
+        self._calls: Counter[grpc.aio.Channel] = Counter()  # under way on each
         self._closing: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -61,27 +65,19 @@ class Channels:
         timeout_seconds: float,
     ) -> Reply:
         """One call. Raises: what the peer raised, Unreachable, Refused (not the peer meant, or removed)."""
-        channel = self._channel(peer, endpoint)
-        try:
+        with self._using(peer, endpoint) as channel:
             return await _unary(channel, f"{peer} at {endpoint}", method, request, reply_type, timeout_seconds)
-        except _ConnectionFailed as error:
-            self._drop(peer, endpoint, channel)
-            raise Unreachable(error.message, error.hint) from error
 
     async def stream(
         self, peer: FederatedAddress, endpoint: str, method: str, request: Message, reply_type: type[Reply]
     ) -> AsyncGenerator[Reply, None]:
         """A stream of answers, until it ends. Raises as `unary`."""
-        channel = self._channel(peer, endpoint)
-        try:
+        with self._using(peer, endpoint) as channel:
             async with contextlib.aclosing(
                 _stream(channel, f"{peer} at {endpoint}", method, request, reply_type)
             ) as replies:
                 async for reply in replies:
                     yield reply
-        except _ConnectionFailed as error:
-            self._drop(peer, endpoint, channel)
-            raise Unreachable(error.message, error.hint) from error
 
     async def close(self) -> None:
         """Close all channels; calls under way fail with Unreachable."""
@@ -89,6 +85,28 @@ class Channels:
         self._loop = None
         channels, self._open = list(self._open.values()), {}
         await asyncio.gather(*(channel.close() for channel in channels), *self._closing)
+
+    @contextlib.contextmanager
+    def _using(self, peer: FederatedAddress, endpoint: str) -> Iterator[grpc.aio.Channel]:
+        """The channel, kept while the call lasts; thrown away when its connection failed."""
+        channel = self._channel(peer, endpoint)
+        self._calls[channel] += 1
+        try:
+            yield channel
+        except _ConnectionFailed as error:
+            self._drop(peer, endpoint, channel)
+            raise Unreachable(error.message, error.hint) from error
+        finally:
+            self._calls[channel] -= 1
+            if not self._calls[channel]:
+                del self._calls[channel]
+            self._make_room(MAX_CHANNELS)
+
+    def _make_room(self, most: int) -> None:
+        """Close channels without a call until at most `most` are open; with calls there may be more for a while."""
+        idle = [key for key, channel in self._open.items() if channel not in self._calls]
+        for key in idle[: max(0, len(self._open) - most)]:
+            self._close(self._open.pop(key))
 
     def _channel(self, peer: FederatedAddress, endpoint: str) -> grpc.aio.Channel:
         if self._trust.is_removed(peer.domain):
@@ -99,8 +117,7 @@ class Channels:
         key = (str(peer), endpoint)
         channel = self._open.pop(key, None)
         if channel is None:
-            while len(self._open) >= MAX_CHANNELS:
-                self._close(self._open.pop(next(iter(self._open))))
+            self._make_room(MAX_CHANNELS - 1)
             credentials = grpc.ssl_channel_credentials(
                 self._credentials.root_pem, self._credentials.key_pem, self._credentials.chain_pem
             )

@@ -6,9 +6,9 @@ entries. *serve*: entries and tickets to peers. *push*: plain bytes into sealed 
 version's second home, taken and given. *refetch*: chunks that own disks lost. *shown* and *relay*: what a ticket opens,
 at a node and at the coordinator in its place. *submit*: changes taken in, from mounts (*serve_mounts*), commands
 (*commits*) and other members (*serve_changes*); *forward*: staged changes to their owners; *leases*: who may change a
-directory from memory. *waking*: answers to a home in doubt, and entries handed back; *pages* had back with them.
-*snapshots*: feeds folded into versions, and started from. *commands*: what a member's own people ask. Modules are
-imported by name.
+directory from memory. *introducing*: who is who, at each meeting. *waking*: answers to a home in doubt, and entries
+handed back; *pages* had back with them. *snapshots*: feeds folded into versions, and started from. *commands*: what a
+member's own people ask. Modules are imported by name.
 """
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "gossip_view",
     "gossiping",
     "holders",
+    "introducing",
     "leases",
     "node_heads",
     "node_lane",

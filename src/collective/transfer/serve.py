@@ -21,9 +21,10 @@ from collective.core.observe import Observer
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
 from collective.transfer.copies import CopyDesk
+from collective.transfer.introducing import Introductions
 from collective.transfer.nodes import NodeDirectory, TicketOffice
-from collective.transfer.peers import PeerBook, ordered
-from collective.transfer.sync import EntryServer, introduce
+from collective.transfer.peers import ordered
+from collective.transfer.sync import EntryServer
 from collective.wire import control_pb2, feed_pb2
 from collective.wire.gossip_pb2 import SignedGossip
 
@@ -44,37 +45,25 @@ def caller_identity(caller: Caller) -> PeerIdentity:
 
 @dataclass(frozen=True)
 class FederationDesk:
-    """Answers peers. `introduction` is what this member says of itself in PeerConnect."""
+    """Answers peers."""
 
     catalog: Catalog
     entries: EntryServer
     gossip: Callable[[str, SignedGossip], Awaitable[control_pb2.GossipReply]]
     copies: CopyDesk
-    book: PeerBook
+    introductions: Introductions
     nodes: NodeDirectory
     tickets: TicketOffice
     clock: Clock
     observer: Observer
     own_address: FederatedAddress
-    introduction: Callable[[], control_pb2.PeerConnectRequest]
     signing_certificate: x509.Certificate
     endpoints: Sequence[feed_pb2.Endpoint]
 
     async def peer_connect(
         self, caller: Caller, request: control_pb2.PeerConnectRequest
     ) -> control_pb2.PeerConnectReply:
-        """Exchange who we are. The certificate says who calls; the message only where to call back."""
-        identity = caller_identity(caller)
-        if parse_address(request.federated_address) != identity.address:
-            raise Refused(f"{identity.address} says it is {request.federated_address}")
-        if request.federation_domain != identity.federation_domain:
-            raise Refused(f"{identity.address} is of {identity.federation_domain}, not {request.federation_domain}")
-        self.book.learn(identity.member_domain, request.endpoints)
-        self.catalog.note_heads(identity.member_domain, request.heads)
-        own = introduce(self.catalog, self.introduction())
-        reply = control_pb2.PeerConnectReply()
-        reply.ParseFromString(own.SerializeToString())  # the same fields under the same numbers
-        return reply
+        return self.introductions.answer(caller_identity(caller), request)
 
     async def gossiped(self, caller: Caller, message: SignedGossip) -> control_pb2.GossipReply:
         """A signed message; the connection says who hands it over."""

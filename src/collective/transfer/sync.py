@@ -23,23 +23,12 @@ from collective.transfer.events import ChangeBell
 from collective.transfer.slices import by_size, in_slices
 from collective.wire import control_pb2, feed_pb2
 
-__all__ = ["EntryServer", "EntryTaker", "Pulled", "introduce"]
+__all__ = ["EntryServer", "EntryTaker", "Pulled"]
 
 REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
 REPLY_ENTRIES = 256
 BYTES_AT_ONCE = 256 * 1024  # applied in one turn of the writer thread: some 3,000 operations, 0.15 s
 SILENCE_SECONDS = 15.0
-PROTOCOL_VERSION = 1
-
-
-def introduce(catalog: Catalog, request: control_pb2.PeerConnectRequest) -> control_pb2.PeerConnectRequest:
-    """Fill in the heads and versions that are true right now."""
-    del request.heads[:]
-    request.heads.extend(
-        feed_pb2.FeedHead(feed_id=feed_id, head=position) for feed_id, position in catalog.heads().items()
-    )
-    request.version = request.oldest_version = PROTOCOL_VERSION
-    return request
 
 
 class EntryServer:

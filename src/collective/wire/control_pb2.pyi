@@ -1370,7 +1370,7 @@ class FileVersion(_message.Message):
     CURRENT_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
-    """of the entry that made it: its name within the file's history"""
+    """seq of the entry that made it * 1024 + place in it: its name within the history"""
     size_bytes: _builtins.int
     mtime_nanoseconds: _builtins.int
     replaced_nanoseconds: _builtins.int

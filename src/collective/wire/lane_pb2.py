@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ollective/wire/lane.proto\x12\rcollective.v1\"8\n\tLaneError\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"F\n\tLaneHello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\x12\x10\n\x08software\x18\x03 \x01(\t\"\x88\x01\n\x0ePresentRequest\x12\x15\n\rsigned_ticket\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x63hunk_size_bytes\x18\x03 \x01(\r\x12\x10\n\x08\x63oding_k\x18\x04 \x01(\r\x12\x10\n\x08\x63oding_m\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x03(\x0c\"\x1e\n\x0cPresentReply\x12\x0e\n\x06handle\x18\x01 \x01(\r\"8\n\x12PresentPageRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\npage_index\x18\x02 \x01(\r\"\x12\n\x10PresentPageReply\"\x81\x01\n\x0bReadRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\x12\x15\n\rfirst_segment\x18\x03 \x01(\r\x12\x15\n\rsegment_count\x18\x04 \x01(\r\x12\x13\n\x0bwith_hashes\x18\x05 \x01(\x08\x12\r\n\x05\x63heck\x18\x06 \x01(\x08\":\n\tReadReply\x12\x12\n\nhash_bytes\x18\x01 \x01(\r\x12\x19\n\x11sealed_size_bytes\x18\x02 \x01(\x04\"0\n\x0cWriteRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\"#\n\nWriteReply\x12\x15\n\ralready_there\x18\x01 \x01(\x08\"W\n\nHasRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\x12\x14\n\x0csealed_sizes\x18\x03 \x03(\x04\x12\x10\n\x08store_id\x18\x04 \x01(\x0c\"\x1b\n\x08HasReply\x12\x0f\n\x07present\x18\x01 \x03(\x08\"e\n\x0bPushRequest\x12\x16\n\x0elane_addresses\x18\x01 \x03(\t\x12\x14\n\x0cnode_address\x18\x02 \x01(\t\x12\x15\n\rsigned_ticket\x18\x03 \x01(\x0c\x12\x11\n\tchunk_ids\x18\x04 \x03(\x0c\"8\n\tPushReply\x12\x14\n\x0cpushed_bytes\x18\x01 \x01(\x04\x12\x15\n\ralready_there\x18\x02 \x01(\r\"*\n\x11NodeStatusRequest\x12\x15\n\rmissing_after\x18\x01 \x01(\x0c\"\x85\x02\n\x0fNodeStatusReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\x04\x12\x19\n\x11quarantined_count\x18\x05 \x01(\x04\x12\x14\n\x0cserved_bytes\x18\x06 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cstorage_path\x18\x08 \x01(\t\x12\x16\n\x0emissing_chunks\x18\t \x03(\x0c\x12&\n\x04loop\x18\n \x01(\x0b\x32\x18.collective.v1.LoopHolds\"P\n\tLoopHolds\x12\x17\n\x0flongest_seconds\x18\x01 \x01(\x01\x12\x16\n\x0erecent_seconds\x18\x02 \x01(\x01\x12\x12\n\nover_bound\x18\x03 \x01(\x04\"0\n\x0fKeepHeadRequest\x12\x0f\n\x07\x66\x65\x65\x64_id\x18\x01 \x01(\x0c\x12\x0c\n\x04head\x18\x02 \x01(\x0c\"\x0f\n\rKeepHeadReply\"\x0e\n\x0cHeadsRequest\"\x1b\n\nHeadsReply\x12\r\n\x05heads\x18\x01 \x03(\x0c\"\x1e\n\rEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\x1e\n\x0b\x45ventsReply\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\"B\n\rPolicyRequest\x12\x1b\n\x13signing_certificate\x18\x01 \x01(\x0c\x12\x14\n\x0cpolicy_epoch\x18\x02 \x01(\x04\"\r\n\x0bPolicyReply\"8\n\x15LeaseDirectoryRequest\x12\x10\n\x08store_id\x18\x01 \x01(\x0c\x12\r\n\x05inode\x18\x02 \x01(\x04\"]\n\x13LeaseDirectoryReply\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x19\n\x11term_milliseconds\x18\x02 \x01(\r\x12\x1a\n\x12retry_milliseconds\x18\x03 \x01(\r\"0\n\rRecallRequest\x12\x10\n\x08store_id\x18\x01 \x01(\x0c\x12\r\n\x05inode\x18\x02 \x01(\x04\"\r\n\x0bRecallReply\"Z\n\x0c\x43laimRequest\x12\x0f\n\x07journal\x18\x01 \x01(\r\x12\x39\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32$.collective.v1.LeaseDirectoryRequest\"\x0c\n\nClaimReply\"\x0e\n\x0cRenewRequest\"P\n\nRenewReply\x12\x19\n\x11term_milliseconds\x18\x01 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04*\x8b\x03\n\nLaneMethod\x12\x1b\n\x17LANE_METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cLANE_PRESENT\x10\x01\x12\x15\n\x11LANE_PRESENT_PAGE\x10\x02\x12\r\n\tLANE_READ\x10\x03\x12\x0e\n\nLANE_WRITE\x10\x04\x12\x0c\n\x08LANE_HAS\x10\x05\x12\r\n\tLANE_PUSH\x10\x06\x12\x14\n\x10LANE_NODE_STATUS\x10\x07\x12\x12\n\x0eLANE_KEEP_HEAD\x10\x08\x12\x0e\n\nLANE_HEADS\x10\t\x12\x0f\n\x0bLANE_EVENTS\x10\n\x12\x0f\n\x0bLANE_POLICY\x10\x0b\x12\x0f\n\x0bLANE_SUBMIT\x10\x0c\x12\x16\n\x12LANE_LEASE_NUMBERS\x10\r\x12\x18\n\x14LANE_LEASE_DIRECTORY\x10\x0e\x12\x0f\n\x0bLANE_RECALL\x10\x0f\x12\x0e\n\nLANE_RENEW\x10\x10\x12\x15\n\x11LANE_BEGIN_UPLOAD\x10\x11\x12\x14\n\x10LANE_AWAIT_LEVEL\x10\x12\x12\x0e\n\nLANE_CLAIM\x10\x13\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ollective/wire/lane.proto\x12\rcollective.v1\"8\n\tLaneError\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"F\n\tLaneHello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\x12\x10\n\x08software\x18\x03 \x01(\t\"\x88\x01\n\x0ePresentRequest\x12\x15\n\rsigned_ticket\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x63hunk_size_bytes\x18\x03 \x01(\r\x12\x10\n\x08\x63oding_k\x18\x04 \x01(\r\x12\x10\n\x08\x63oding_m\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x03(\x0c\"\x1e\n\x0cPresentReply\x12\x0e\n\x06handle\x18\x01 \x01(\r\"8\n\x12PresentPageRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\npage_index\x18\x02 \x01(\r\"\x12\n\x10PresentPageReply\"\x81\x01\n\x0bReadRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\x12\x15\n\rfirst_segment\x18\x03 \x01(\r\x12\x15\n\rsegment_count\x18\x04 \x01(\r\x12\x13\n\x0bwith_hashes\x18\x05 \x01(\x08\x12\r\n\x05\x63heck\x18\x06 \x01(\x08\":\n\tReadReply\x12\x12\n\nhash_bytes\x18\x01 \x01(\r\x12\x19\n\x11sealed_size_bytes\x18\x02 \x01(\x04\"0\n\x0cWriteRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\"#\n\nWriteReply\x12\x15\n\ralready_there\x18\x01 \x01(\x08\"W\n\nHasRequest\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\x12\x14\n\x0csealed_sizes\x18\x03 \x03(\x04\x12\x10\n\x08store_id\x18\x04 \x01(\x0c\"\x1b\n\x08HasReply\x12\x0f\n\x07present\x18\x01 \x03(\x08\"e\n\x0bPushRequest\x12\x16\n\x0elane_addresses\x18\x01 \x03(\t\x12\x14\n\x0cnode_address\x18\x02 \x01(\t\x12\x15\n\rsigned_ticket\x18\x03 \x01(\x0c\x12\x11\n\tchunk_ids\x18\x04 \x03(\x0c\"8\n\tPushReply\x12\x14\n\x0cpushed_bytes\x18\x01 \x01(\x04\x12\x15\n\ralready_there\x18\x02 \x01(\r\"*\n\x11NodeStatusRequest\x12\x15\n\rmissing_after\x18\x01 \x01(\x0c\"\x85\x02\n\x0fNodeStatusReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\x04\x12\x19\n\x11quarantined_count\x18\x05 \x01(\x04\x12\x14\n\x0cserved_bytes\x18\x06 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cstorage_path\x18\x08 \x01(\t\x12\x16\n\x0emissing_chunks\x18\t \x03(\x0c\x12&\n\x04loop\x18\n \x01(\x0b\x32\x18.collective.v1.LoopHolds\"P\n\tLoopHolds\x12\x17\n\x0flongest_seconds\x18\x01 \x01(\x01\x12\x16\n\x0erecent_seconds\x18\x02 \x01(\x01\x12\x12\n\nover_bound\x18\x03 \x01(\x04\"0\n\x0fKeepHeadRequest\x12\x0f\n\x07\x66\x65\x65\x64_id\x18\x01 \x01(\x0c\x12\x0c\n\x04head\x18\x02 \x01(\x0c\"\x0f\n\rKeepHeadReply\"\x0e\n\x0cHeadsRequest\"\x1b\n\nHeadsReply\x12\r\n\x05heads\x18\x01 \x03(\x0c\"\x1e\n\rEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\x1e\n\x0b\x45ventsReply\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\"8\n\x15LeaseDirectoryRequest\x12\x10\n\x08store_id\x18\x01 \x01(\x0c\x12\r\n\x05inode\x18\x02 \x01(\x04\"]\n\x13LeaseDirectoryReply\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x19\n\x11term_milliseconds\x18\x02 \x01(\r\x12\x1a\n\x12retry_milliseconds\x18\x03 \x01(\r\"0\n\rRecallRequest\x12\x10\n\x08store_id\x18\x01 \x01(\x0c\x12\r\n\x05inode\x18\x02 \x01(\x04\"\r\n\x0bRecallReply\"Z\n\x0c\x43laimRequest\x12\x0f\n\x07journal\x18\x01 \x01(\r\x12\x39\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32$.collective.v1.LeaseDirectoryRequest\"\x0c\n\nClaimReply\"\x0e\n\x0cRenewRequest\"P\n\nRenewReply\x12\x19\n\x11term_milliseconds\x18\x01 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x12\n\nfree_bytes\x18\x03 \x01(\x04*\x80\x03\n\nLaneMethod\x12\x1b\n\x17LANE_METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cLANE_PRESENT\x10\x01\x12\x15\n\x11LANE_PRESENT_PAGE\x10\x02\x12\r\n\tLANE_READ\x10\x03\x12\x0e\n\nLANE_WRITE\x10\x04\x12\x0c\n\x08LANE_HAS\x10\x05\x12\r\n\tLANE_PUSH\x10\x06\x12\x14\n\x10LANE_NODE_STATUS\x10\x07\x12\x12\n\x0eLANE_KEEP_HEAD\x10\x08\x12\x0e\n\nLANE_HEADS\x10\t\x12\x0f\n\x0bLANE_EVENTS\x10\n\x12\x0f\n\x0bLANE_SUBMIT\x10\x0c\x12\x16\n\x12LANE_LEASE_NUMBERS\x10\r\x12\x18\n\x14LANE_LEASE_DIRECTORY\x10\x0e\x12\x0f\n\x0bLANE_RECALL\x10\x0f\x12\x0e\n\nLANE_RENEW\x10\x10\x12\x15\n\x11LANE_BEGIN_UPLOAD\x10\x11\x12\x14\n\x10LANE_AWAIT_LEVEL\x10\x12\x12\x0e\n\nLANE_CLAIM\x10\x13\"\x04\x08\x0b\x10\x0b\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'collective.wire.lane_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LANEMETHOD']._serialized_start=2054
-  _globals['_LANEMETHOD']._serialized_end=2449
+  _globals['_LANEMETHOD']._serialized_start=1971
+  _globals['_LANEMETHOD']._serialized_end=2355
   _globals['_LANEERROR']._serialized_start=45
   _globals['_LANEERROR']._serialized_end=101
   _globals['_LANEHELLO']._serialized_start=103
@@ -79,24 +79,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSREQUEST']._serialized_end=1514
   _globals['_EVENTSREPLY']._serialized_start=1516
   _globals['_EVENTSREPLY']._serialized_end=1546
-  _globals['_POLICYREQUEST']._serialized_start=1548
-  _globals['_POLICYREQUEST']._serialized_end=1614
-  _globals['_POLICYREPLY']._serialized_start=1616
-  _globals['_POLICYREPLY']._serialized_end=1629
-  _globals['_LEASEDIRECTORYREQUEST']._serialized_start=1631
-  _globals['_LEASEDIRECTORYREQUEST']._serialized_end=1687
-  _globals['_LEASEDIRECTORYREPLY']._serialized_start=1689
-  _globals['_LEASEDIRECTORYREPLY']._serialized_end=1782
-  _globals['_RECALLREQUEST']._serialized_start=1784
-  _globals['_RECALLREQUEST']._serialized_end=1832
-  _globals['_RECALLREPLY']._serialized_start=1834
-  _globals['_RECALLREPLY']._serialized_end=1847
-  _globals['_CLAIMREQUEST']._serialized_start=1849
-  _globals['_CLAIMREQUEST']._serialized_end=1939
-  _globals['_CLAIMREPLY']._serialized_start=1941
-  _globals['_CLAIMREPLY']._serialized_end=1953
-  _globals['_RENEWREQUEST']._serialized_start=1955
-  _globals['_RENEWREQUEST']._serialized_end=1969
-  _globals['_RENEWREPLY']._serialized_start=1971
-  _globals['_RENEWREPLY']._serialized_end=2051
+  _globals['_LEASEDIRECTORYREQUEST']._serialized_start=1548
+  _globals['_LEASEDIRECTORYREQUEST']._serialized_end=1604
+  _globals['_LEASEDIRECTORYREPLY']._serialized_start=1606
+  _globals['_LEASEDIRECTORYREPLY']._serialized_end=1699
+  _globals['_RECALLREQUEST']._serialized_start=1701
+  _globals['_RECALLREQUEST']._serialized_end=1749
+  _globals['_RECALLREPLY']._serialized_start=1751
+  _globals['_RECALLREPLY']._serialized_end=1764
+  _globals['_CLAIMREQUEST']._serialized_start=1766
+  _globals['_CLAIMREQUEST']._serialized_end=1856
+  _globals['_CLAIMREPLY']._serialized_start=1858
+  _globals['_CLAIMREPLY']._serialized_end=1870
+  _globals['_RENEWREQUEST']._serialized_start=1872
+  _globals['_RENEWREQUEST']._serialized_end=1886
+  _globals['_RENEWREPLY']._serialized_start=1888
+  _globals['_RENEWREPLY']._serialized_end=1968
 # @@protoc_insertion_point(module_scope)

@@ -46,8 +46,6 @@ class _LaneMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaneMethod
     """own coordinator only: the heads kept here"""
     LANE_EVENTS: _LaneMethod.ValueType  # 10
     """own components: wait until the catalogue moved past a counter"""
-    LANE_POLICY: _LaneMethod.ValueType  # 11
-    """own coordinator only: its signing key and current policy epoch"""
     LANE_SUBMIT: _LaneMethod.ValueType  # 12
     """what a mount asks of its own coordinator; bodies are the messages named
     body: SubmitRequest; reply body: SubmitReply (submit.proto)
@@ -91,8 +89,6 @@ LANE_HEADS: LaneMethod.ValueType  # 9
 """own coordinator only: the heads kept here"""
 LANE_EVENTS: LaneMethod.ValueType  # 10
 """own components: wait until the catalogue moved past a counter"""
-LANE_POLICY: LaneMethod.ValueType  # 11
-"""own coordinator only: its signing key and current policy epoch"""
 LANE_SUBMIT: LaneMethod.ValueType  # 12
 """what a mount asks of its own coordinator; bodies are the messages named
 body: SubmitRequest; reply body: SubmitReply (submit.proto)
@@ -672,43 +668,6 @@ class EventsReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventsReply: _TypeAlias = EventsReply  # noqa: Y015
-
-@_typing.final
-class PolicyRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SIGNING_CERTIFICATE_FIELD_NUMBER: _builtins.int
-    POLICY_EPOCH_FIELD_NUMBER: _builtins.int
-    signing_certificate: _builtins.bytes
-    policy_epoch: _builtins.int
-    def __init__(
-        self,
-        *,
-        signing_certificate: _builtins.bytes = ...,
-        policy_epoch: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_epoch", b"policy_epoch", "signing_certificate", b"signing_certificate"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PolicyRequest: _TypeAlias = PolicyRequest  # noqa: Y015
-
-@_typing.final
-class PolicyReply(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PolicyReply: _TypeAlias = PolicyReply  # noqa: Y015
 
 @_typing.final
 class LeaseDirectoryRequest(_message.Message):
