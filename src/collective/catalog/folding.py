@@ -288,10 +288,10 @@ def sweep_dropped(ledger: Ledger) -> bool:
     """Remove a slice of the entries and blocks that a snapshot here stands for; whether there may be more."""
     with ledger.change() as connection:
         for query in (
-            "DELETE FROM entries WHERE rowid IN (SELECT e.rowid FROM feeds f JOIN entries e ON e.feed = f.id"
-            " AND e.seq <= f.dropped_seq WHERE f.dropped_seq > 0 LIMIT ?)",
-            "DELETE FROM snapshot_blocks WHERE rowid IN (SELECT b.rowid FROM feeds f JOIN snapshot_blocks b"
-            " ON b.feed_id = f.feed_id AND b.base_seq < f.dropped_seq WHERE f.dropped_seq > 0 LIMIT ?)",
+            "DELETE FROM entries WHERE rowid IN (SELECT e.rowid FROM feeds f CROSS JOIN entries e"
+            " WHERE f.dropped_seq > 0 AND e.feed = f.id AND e.seq <= f.dropped_seq LIMIT ?)",
+            "DELETE FROM snapshot_blocks WHERE rowid IN (SELECT b.rowid FROM feeds f CROSS JOIN snapshot_blocks b"
+            " WHERE f.dropped_seq > 0 AND b.feed_id = f.feed_id AND b.base_seq < f.dropped_seq LIMIT ?)",
         ):
             if connection.execute(query, (SWEPT_PER_SLICE,)).rowcount:
                 return True
