@@ -48,7 +48,7 @@ class Hostile:
         victim = self.random.choice([other for other in self.street.homes.values() if other is not self.home])
         acts: list[Callable[[Life, Home], str]] = [self._alter, self._sign_for_another, self._too_much, self._hand_back]
         acts += [self._replay, self._accuse, self._submit]
-        if not self.forked and self.random.random() < 0.5:
+        if not self.forked and self.random.random() < 0.3:
             return self.fork(life, victim, checkers)
         return f"{self.home.label} to {victim.label}: {self.random.choice(acts)(life, victim)}"
 
@@ -170,11 +170,9 @@ class Hostile:
 
     def _submit(self, life: Life, victim: Home) -> str:
         """Changes under another's name, under numbers nobody leased, and where it may not write."""
-        stores = [store for store in life.catalog.datastores() if store.owner != self.home.domain]
+        stores = [store for store in life.catalog.datastores() if store.owner == victim.domain]
         if not stores:
-            return "it knows no DataStore"
-        store = self.random.choice(stores)
-        victim = self.street.homes[store.owner]
+            return "it knows no DataStore there"
         writer = self.random.choice([self.home.domain, victim.domain])
         create = feed_pb2.Create(
             parent=1,
@@ -186,10 +184,10 @@ class Hostile:
             id=feed_pb2.OperationId(writer=writer, random=os.urandom(16)), actor=f"client@{writer}", create=create
         )
         request = submit_pb2.SubmitRequest(
-            store_id=store.feed_id, operations=[submit_pb2.StagedOperation(operation=operation)]
+            store_id=stores[0].feed_id, operations=[submit_pb2.StagedOperation(operation=operation)]
         )
         self._call(life, victim, "Submit", request, submit_pb2.SubmitReply)
-        return f"a change of {store.path.decode()} that it may not make"
+        return "a change that it may not make"
 
     def _call(self, life: Life, victim: Home, method: str, request: Any, reply_type: Any) -> None:
         async def call() -> None:
