@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simulation.homes import Home, Street
+from simulation.homes import Home
 from simulation.promises import Promises
+from simulation.street import Street
 from support.catalogs import DERIVED, rebuild, state_of
 
 from collective.catalog import Catalog

@@ -11,20 +11,27 @@ from pathlib import Path
 import pytest
 from simulation.ledgers import Template
 
-SEEDS_BY_DEFAULT = 8
+SEEDS_BY_DEFAULT = 8  # … and as many more as CI has the time for in its long part
+SEEDS_IN_CI = 200
 MEMORY = Path("/dev/shm")  # databases and kept heads lie here: what is synced a thousand times costs nothing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seeds", type=int, default=SEEDS_BY_DEFAULT, help="how many seeds the simulation runs")
+    parser.addoption("--seeds", type=int, default=None, help="how many seeds the simulation runs")
     parser.addoption("--seed", type=int, default=None, help="the one seed to replay")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames and metafunc.function.__name__ == "test_a_story_ends_well":
         one = metafunc.config.getoption("--seed", default=None)
-        count = metafunc.config.getoption("--seeds", default=SEEDS_BY_DEFAULT)
-        metafunc.parametrize("seed", range(count) if one is None else [one])
+        count = metafunc.config.getoption("--seeds", default=None)
+        if one is not None:
+            metafunc.parametrize("seed", [one])
+        elif count is not None:
+            metafunc.parametrize("seed", range(count))
+        else:
+            more = [pytest.param(seed, marks=pytest.mark.long) for seed in range(SEEDS_BY_DEFAULT, SEEDS_IN_CI)]
+            metafunc.parametrize("seed", [*range(SEEDS_BY_DEFAULT), *more])
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from simulation.homes import Home, Killed, Life, Street
+from simulation.homes import Home, Life
+from simulation.street import Killed, Street
 
 from collective.catalog.entry import build_entry, position_of
 from collective.core.address import FederatedAddress

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from simulation.homes import Home, Street
+from simulation.homes import Home
+from simulation.street import Street
 
 __all__ = ["Mishaps"]
 

@@ -8,11 +8,12 @@ from random import Random
 
 from simulation.chance import seeded
 from simulation.checkers import Checkers
-from simulation.homes import Home, Killed, Life, Street
+from simulation.homes import Home, Life
 from simulation.hostile import Hostile
 from simulation.ledgers import NAMES, Template
 from simulation.mishaps import Mishaps
 from simulation.promises import Promise, Promises, content_of
+from simulation.street import Killed, Street
 from simulation.world import Network
 from support.catalogs import FEDERATION, operation_id, put
 

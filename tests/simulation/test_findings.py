@@ -9,10 +9,11 @@ from random import Random
 import pytest
 from simulation.chance import seeded
 from simulation.checkers import Checkers
-from simulation.homes import Home, Street
+from simulation.homes import Home
 from simulation.hostile import Hostile
 from simulation.ledgers import NAMES, Template
 from simulation.promises import Promises
+from simulation.street import Street
 from simulation.world import Network
 from support.catalogs import put
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from simulation.chance import seeded
-from simulation.homes import Home, Street
+from simulation.homes import Home
 from simulation.ledgers import LargeTemplate
+from simulation.street import Street
 from simulation.world import MemoryFeeds, Network, memory_world
 
 from collective.gossip import State

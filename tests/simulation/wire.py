@@ -16,7 +16,8 @@ from collective.core.address import FederatedAddress
 from collective.core.errors import Unreachable
 
 if TYPE_CHECKING:
-    from simulation.homes import Life, Street
+    from simulation.homes import Life
+    from simulation.street import Street
 
 __all__ = ["SILENCE_SECONDS", "Wire"]
 
