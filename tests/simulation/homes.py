@@ -344,7 +344,9 @@ class Life:
     def _join_writing(self, address: FederatedAddress) -> Writing:
         catalog, bell, clock, observer = self.catalog, self.bell, self.clock, self.home.witness
         coordinators, domain, life = Coordinators(self.wire, self.book), self.home.domain, self.gossiping.life
-        leases = LeaseDesk(clock, observer, out_before=False, mark=lambda out: None, space=lambda: (0, 0))
+        leases = LeaseDesk(
+            clock, observer, out_before=False, mark=lambda out: None, space=lambda: (0, 0), journals=dict
+        )  # fmt: skip
         forwarder = Forwarder(catalog, coordinators, bell, clock, observer, life, self.write)
         return Writing(
             leases=leases,
