@@ -31,6 +31,7 @@ from collective.core.errors import CollectiveError, Corrupt, Misconfigured, Refu
 from collective.daemon.tending import guarded
 from collective.daemon.writing import Writing
 from collective.gossip import LAN, Self, State
+from collective.gossip.messages import TAG
 from collective.net.rpc import Caller
 from collective.transfer.asking import Coordinators
 from collective.transfer.events import ChangeBell
@@ -44,6 +45,7 @@ from collective.transfer.submit import SubmitDesk
 from collective.transfer.sync import EntryServer, EntryTaker
 from collective.transfer.waking import HandBackDesk, HandOver, Recall
 from collective.wire import control_pb2, feed_pb2
+from collective.wire.gossip_pb2 import SignedGossip
 
 __all__ = ["Home", "Killed", "Life", "Street"]
 
@@ -220,7 +222,7 @@ class Home:
         self.disk_is_full = False
         self.listens = False  # keeps what is told here
         self.overheard: list[bytes] = []
-        self.said: set[bytes] = set()  # hashes of all that gossip signed
+        self._said: set[bytes] = set()  # hashes of all that gossip signed
         self.witness = Witness(self)
         self.life: Life | None = None
         self._resting: Catalog | None = None
@@ -244,8 +246,12 @@ class Home:
 
     def sign(self, data: bytes) -> bytes:
         """What gossip says in its name."""
-        self.said.add(blake3(data).digest())
+        self._said.add(blake3(data).digest())
         return self.keys.signing_key.sign(data) if self.street.real_signatures else stand_in_sign(self.domain)(data)
+
+    def has_said(self, raw: bytes) -> bool:
+        """Whether it made this message, in any of its lives."""
+        return blake3(TAG + SignedGossip.FromString(raw).message).digest() in self._said
 
     def start(self, *without: str) -> Home:
         """Begin a life. `without`: members whose answers are not waited for after a doubtful start."""
