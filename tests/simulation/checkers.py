@@ -95,7 +95,7 @@ class Checkers:
                 self._signed_up_to[feed] = head.epoch_id, head.seq
 
     def check_always(self) -> None:
-        """Nobody has what its writer did not sign; nothing happened that no part of the program expects."""
+        """Nobody has or believes what others did not sign; nothing happened that no part of the program expects."""
         assert not self.street.surprises, "\n".join(self.street.surprises[:3])
         self.note_signed()
         owners = self._owners()
@@ -114,6 +114,11 @@ class Checkers:
                     )
             for feed in home.catalog.forked_feeds():
                 assert feed in self.forked_on_purpose, f"{home.label} saw a fork of a feed that was not forked"
+            for other in self.homes if home.life is not None else []:
+                statement = home.life.gossiping._engine.statements.get(other.domain)
+                assert statement is None or other.has_said(statement.raw), (
+                    f"{home.label} believes a statement that {other.label} never made"
+                )
 
     def _owners(self) -> dict[bytes, Home]:
         """Of every feed that anybody has."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.serialization import Encoding
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from simulation.ledgers import Template
 from simulation.street import LIFE, HomeClock, Killed, Street, Witness, look_at
 from simulation.wire import Wire
@@ -24,10 +25,11 @@ from simulation.world import stand_in_sign, stand_in_verify
 
 from collective.catalog import Catalog, FolderHeadKeeper
 from collective.core.address import FederatedAddress
-from collective.core.errors import CollectiveError, Misconfigured, Refused
+from collective.core.errors import CollectiveError, Corrupt, Misconfigured, Refused
 from collective.daemon.tending import guarded
 from collective.daemon.writing import Writing
 from collective.gossip import LAN, Self, State
+from collective.gossip.messages import TAG
 from collective.net.rpc import Caller
 from collective.transfer.asking import Coordinators
 from collective.transfer.events import ChangeBell
@@ -41,10 +43,12 @@ from collective.transfer.submit import SubmitDesk
 from collective.transfer.sync import EntryServer, EntryTaker
 from collective.transfer.waking import HandBackDesk, HandOver, Recall
 from collective.wire import control_pb2, feed_pb2
+from collective.wire.gossip_pb2 import SignedGossip
 
 __all__ = ["Home", "Life"]
 
 Result = TypeVar("Result")
+Request = TypeVar("Request", bound=Message)
 TEND_LEAST_SECONDS, TEND_MOST_SECONDS = 0.5, 3.0
 OVERHEARD = 100
 
@@ -98,6 +102,7 @@ class Home:
         self.disk_is_full = False
         self.listens = False  # keeps what is told here
         self.overheard: list[bytes] = []
+        self._said: set[bytes] = set()  # hashes of all that gossip signed
         self.witness = Witness(self)
         self.life: Life | None = None
         self._resting: Catalog | None = None
@@ -118,6 +123,15 @@ class Home:
 
     def open(self, clock: HomeClock) -> Catalog:
         return self.template.open(self.label, self.folder, Heads(self), clock, self.witness)
+
+    def sign(self, data: bytes) -> bytes:
+        """What gossip says in its name."""
+        self._said.add(blake3(data).digest())
+        return self.keys.signing_key.sign(data) if self.street.real_signatures else stand_in_sign(self.domain)(data)
+
+    def has_said(self, raw: bytes) -> bool:
+        """Whether it made this message, in any of its lives."""
+        return blake3(TAG + SignedGossip.FromString(raw).message).digest() in self._said
 
     def start(self, *without: str) -> Home:
         """Begin a life. `without`: members whose answers are not waited for after a doubtful start."""
@@ -158,10 +172,10 @@ class Home:
         (pages,) = self.catalog._writing.execute("PRAGMA page_count").fetchone()
         self.catalog._writing.execute(f"PRAGMA max_page_count = {pages if full else (1 << 30)}")
 
-    def answer(self, caller: str, method: str, request: Message) -> asyncio.Task[Message]:
+    def answer(self, caller: str, method: str, kind: type[Message], raw: bytes) -> asyncio.Task[Message]:
         """A call arrived. The life that took it may end over it."""
         assert self.life is not None
-        return self.life.spawn(self.life.handle(caller, method, request), f"{method} of {caller}", told=True)
+        return self.life.spawn(self.life.handle(caller, method, kind, raw), f"{method} of {caller}", told=True)
 
 
 class Life:
@@ -209,7 +223,7 @@ class Life:
                 ),
                 endpoints=(feed_pb2.Endpoint(type="lan", grpc=home.place),),
             ),
-            sign=keys.signing_key.sign if street.real_signatures else stand_in_sign(home.domain),
+            sign=home.sign,
             keys=judge(template.root_certificate, template.domain),
             settings=LAN,
             bootstrap=[],
@@ -224,7 +238,9 @@ class Life:
     def _join_writing(self, address: FederatedAddress) -> Writing:
         catalog, bell, clock, observer = self.catalog, self.bell, self.clock, self.home.witness
         coordinators, domain, life = Coordinators(self.wire, self.book), self.home.domain, self.gossiping.life
-        leases = LeaseDesk(clock, observer, out_before=False, mark=lambda out: None, space=lambda: (0, 0))
+        leases = LeaseDesk(
+            clock, observer, out_before=False, mark=lambda out: None, space=lambda: (0, 0), journals=dict
+        )  # fmt: skip
         forwarder = Forwarder(catalog, coordinators, bell, clock, observer, life, self.write)
         return Writing(
             leases=leases,
@@ -274,10 +290,11 @@ class Life:
 
     # ------------------------------------------------------------ what is asked of it
 
-    async def handle(self, caller: str, method: str, request: Any) -> Message:
+    async def handle(self, caller: str, method: str, kind: type[Message], raw: bytes) -> Message:
         self.check_member(caller)
+        request: Any = self.read(kind, raw)
         if self.home.listens and method == "Gossip":
-            self.home.overheard = [*self.home.overheard[-OVERHEARD:], request.SerializeToString()]
+            self.home.overheard = [*self.home.overheard[-OVERHEARD:], raw]
         match method:
             case "Gossip":
                 return await self.gossiping.handle(caller, request)
@@ -288,6 +305,14 @@ class Life:
             case "LeaseNumbers":
                 return await self.writing.numbers.lease(caller, request)
         raise NotImplementedError(method)
+
+    def read(self, kind: type[Request], raw: bytes) -> Request:
+        """As gRPC does before anybody is asked. Raises: Corrupt."""
+        try:
+            return kind.FromString(raw)
+        except DecodeError as error:
+            self.home.witness.event("wire.unreadable", bytes=len(raw))
+            raise Corrupt("what came cannot be read") from error
 
     async def follow(self, caller: str, request: control_pb2.FollowRequest) -> AsyncIterator[control_pb2.FollowReply]:
         self.check_member(caller)

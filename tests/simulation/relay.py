@@ -12,7 +12,7 @@ from simulation.world import Network
 __all__ = ["ENTRY_TRICKS", "MESSAGE_TRICKS", "Relay"]
 
 MESSAGE_TRICKS = ("flip", "cut", "drop", "twice", "old", "elsewhere", "as another's", "noise")
-ENTRY_TRICKS = ("flip", "cut", "drop", "twice", "swap", "of another feed", "backwards")
+ENTRY_TRICKS = ("flip", "cut", "drop", "twice", "swap", "backwards", "as another's")
 REMEMBERED = 200  # messages that it may bring again, whenever
 
 
@@ -20,21 +20,23 @@ REMEMBERED = 200  # messages that it may bring again, whenever
 class Relay(Network):
     """Meddles with a part of what passes until `mend`; `done` counts its tricks by name."""
 
-    meddling: float = 0.3
+    with_messages: float = 0.3
+    with_answers: float = 0.8  # they are few
     chance: Random = field(default_factory=lambda: Random(7))
     done: Counter[str] = field(default_factory=Counter)
     _passed: list[tuple[str, str, bytes]] = field(default_factory=list)
     _parties: set[str] = field(default_factory=set)
+    _feeds: set[bytes] = field(default_factory=set)
 
     def mend(self) -> None:
         super().mend()
-        self.meddling = 0.0
+        self.with_messages = self.with_answers = 0.0
 
     def passing(self, source: str, target: str, raw: bytes) -> Iterable[tuple[str, str, bytes]]:
         whole = (source, target, raw)
         self._parties |= {source, target}
         self._passed = [*self._passed[-REMEMBERED:], whole]
-        if self.chance.random() >= self.meddling:
+        if self.chance.random() >= self.with_messages:
             return [whole]
         trick = self.chance.choice(MESSAGE_TRICKS)
         self.done[f"message {trick}"] += 1
@@ -49,7 +51,7 @@ class Relay(Network):
             case "twice":
                 return [whole, whole]
             case "old":
-                return [whole, self.chance.choice(self._passed)]
+                return [self.chance.choice(self._passed), whole]
             case "elsewhere":
                 return [(source, third, raw)] if third != source else [whole]
             case "as another's":
@@ -59,12 +61,14 @@ class Relay(Network):
 
     def answering(self, answer: list[tuple[bytes, list[bytes]]]) -> list[tuple[bytes, list[bytes]]]:
         answer = [(feed, list(entries)) for feed, entries in answer]
-        filled = [entries for _, entries in answer if entries]
-        if not filled or self.chance.random() >= self.meddling:
+        filled = [number for number, (_, entries) in enumerate(answer) if entries]
+        self._feeds |= {feed for feed, _ in answer}
+        if not filled or self.chance.random() >= self.with_answers:
             return answer
         trick = self.chance.choice(ENTRY_TRICKS)
         self.done[f"entry {trick}"] += 1
-        entries = self.chance.choice(filled)
+        number = self.chance.choice(filled)
+        entries = answer[number][1]
         place = self.chance.randrange(len(entries))
         match trick:
             case "flip":
@@ -78,10 +82,10 @@ class Relay(Network):
             case "swap":
                 other = self.chance.randrange(len(entries))
                 entries[place], entries[other] = entries[other], entries[place]
-            case "of another feed":
-                entries[place] = self.chance.choice(self.chance.choice(filled))
+            case "backwards":
+                answer = [(feed, each[::-1]) for feed, each in reversed(answer)]
             case _:
-                answer.reverse()
+                answer[number] = self.chance.choice(sorted(self._feeds)), entries
         return answer
 
     def _flipped(self, raw: bytes) -> bytes:

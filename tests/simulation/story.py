@@ -204,7 +204,7 @@ class Story:
         return [
             store
             for store in home.catalog.datastores()
-            if store.owner != home.domain and store.readable and life.writing.numbers.may_write(store)
+            if store.owner != home.domain and store.readable and life.writing.numbers.may_write(store, None)
         ]
 
     def _change_some(self, home: Home, store: DataStore) -> None:

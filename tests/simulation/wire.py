@@ -1,7 +1,8 @@
 """The control wire between simulated homes: what `Channels` offers, over a network that delays, loses and cuts off.
 
 A call travels there and its answer back. Either may get lost: then the caller hears nothing, as long as its patience
-lasts, and does not know whether it was done. Messages travel as bytes; nobody shares an object with anybody.
+lasts, and does not know whether it was done. Messages travel as bytes; nobody shares an object with anybody. Gossip,
+and entries that answer a pull, may come out of the network as something else, or elsewhere (relay.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from google.protobuf.message import Message
 
 from collective.core.address import FederatedAddress
 from collective.core.errors import Unreachable
+from collective.wire import control_pb2
+from collective.wire.gossip_pb2 import SignedGossip
 
 if TYPE_CHECKING:
     from simulation.homes import Life
@@ -51,20 +54,38 @@ class Wire:
         return reply_type.FromString(reply)
 
     async def _ask(self, peer: str, endpoint: str, method: str, request: Message) -> bytes:
-        street, raw = self._street, request.SerializeToString()
+        street, kind, raw = self._street, type(request), request.SerializeToString()
         await self._dial(peer, endpoint, len(raw))
         target = street.homes[peer]
+        arriving = self._pass(self._domain, peer, raw) if method == "Gossip" else [raw]
+        if not arriving:
+            await _silence()
         if street.network.duplication and street.random.random() < street.network.duplication:
-            target.answer(self._domain, method, type(request).FromString(raw))  # once more, and nobody hears the answer
+            arriving *= 2
+        *_, answering = [target.answer(self._domain, method, kind, one) for one in arriving]  # the others nobody hears
         life = target.life
         assert life is not None
-        answering = target.answer(self._domain, method, type(request).FromString(raw))
         await asyncio.wait([answering])
         if life.ended:
             await _silence()  # the peer died over it
-        answer = answering.result().SerializeToString()
-        await self._travel(peer, self._domain, len(answer))
-        return answer
+        answer = answering.result()
+        await self._travel(peer, self._domain, answer.ByteSize())
+        if isinstance(answer, control_pb2.GossipReply):
+            told = [message.SerializeToString() for message in answer.messages]
+            arriving = [one for reply in told for one in self._pass(peer, self._domain, reply)]
+            answer = control_pb2.GossipReply(messages=[self._life.read(SignedGossip, one) for one in arriving])
+        return answer.SerializeToString()
+
+    def _pass(self, source: str, target: str, raw: bytes) -> list[bytes]:
+        """What comes out at its end for a gossip message; what comes out elsewhere is handed over there."""
+        arriving = []
+        for caller, called, one in self._street.network.passing(source, target, raw):
+            home = self._street.homes[called]
+            if (caller, called) == (source, target):
+                arriving.append(one)
+            elif home.life is not None:
+                home.answer(caller, "Gossip", SignedGossip, one)
+        return arriving
 
     async def stream(
         self, peer: FederatedAddress, endpoint: str, method: str, request: Message, reply_type: type[Reply]
@@ -82,14 +103,16 @@ class Wire:
             reply = await anext(replies, None)
             if reply is None:
                 return
-            raw = reply.SerializeToString()
-            self._street.network.entry_bytes += len(raw)
+            size_bytes = reply.ByteSize()
+            self._street.network.entry_bytes += size_bytes
             try:
                 async with asyncio.timeout(SILENCE_SECONDS):
-                    await self._travel(peer.domain, self._domain, len(raw))
+                    await self._travel(peer.domain, self._domain, size_bytes)
             except TimeoutError:
                 raise Unreachable(f"{peer.domain} fell silent") from None
-            yield reply_type.FromString(raw)
+            answer = [(reply.feed_id, list(reply.entries))]
+            for reply.feed_id, reply.entries[:] in self._street.network.answering(answer):
+                yield reply_type.FromString(reply.SerializeToString())
         raise Unreachable(f"{peer.domain} went away in the middle")
 
     async def _dial(self, peer: str, endpoint: str, size_bytes: int) -> None:
@@ -97,6 +120,8 @@ class Wire:
         if self._life.ended:
             await _silence()
         self._life.check_member(peer)
+        if peer not in self._street.homes:
+            raise Unreachable(f"nobody is called {peer}")
         await self._travel(self._domain, peer, size_bytes)
         if endpoint not in (self._street.homes[peer].place, f"{peer}:8001"):
             raise Unreachable(f"nobody listens at {endpoint}")

@@ -267,13 +267,13 @@ class Gossiping:
         if self._running is None or self._left:
             raise Unreachable("this coordinator is starting or stopping", "try again in a moment")
         raw = message.SerializeToString()
-        self._told("debug.gossip.received", sender, raw)
         replies: list[bytes] = []
         try:
             effects = self._engine.receive(sender, raw, self._parts.clock.monotonic())
         except CollectiveError as error:
             self._parts.observer.event("gossip.refused", peer=sender, reason=error.message)
             raise
+        self._told("debug.gossip.received", sender, raw)
         self._carry_out(effects, replies, sender)
         return control_pb2.GossipReply(messages=[SignedGossip.FromString(reply) for reply in replies])
 
@@ -345,13 +345,15 @@ class Gossiping:
         self._reasons.pop(peer, None)
         for message in () if self._left else reply.messages:
             answer = message.SerializeToString()
-            self._told("debug.gossip.received", peer, answer)
             try:
-                self._carry_out(self._engine.receive(peer, answer, clock.monotonic()))
+                effects = self._engine.receive(peer, answer, clock.monotonic())
+                self._told("debug.gossip.received", peer, answer)
+                self._carry_out(effects)
             except CollectiveError as error:
                 self._parts.observer.event("gossip.refused", peer=peer, reason=error.message)
 
     def _told(self, event: str, peer: str, raw: bytes) -> None:
+        """Of a message made here, or one that the engine took: others may be no message at all."""
         message = GossipMessage.FromString(SignedGossip.FromString(raw).message)
         parts = ",".join(name.name for name, _ in message.ListFields() if name.number >= FIRST_PART)
         self._parts.observer.event(
