@@ -209,7 +209,7 @@ def _last_entry(database: sqlite3.Connection) -> tuple[str, int, bytes]:
 
 
 def test_a_rolled_back_database_does_not_sign(federation: Federation, tmp_path: Path) -> None:
-    """A home behind its head file signs nothing, says why, keeps what it is asked to do, and does it when it is sure."""
+    """A home behind its head file signs nothing, says why, keeps what it is asked and does it when it is sure."""
     alice = federation.found("alice")
     alice.ok("datastore", "create", "/media")
     saved = {path.name: path.read_bytes() for path in alice.path.glob("catalog.db*")}
