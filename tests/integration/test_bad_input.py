@@ -209,7 +209,7 @@ def _last_entry(database: sqlite3.Connection) -> tuple[str, int, bytes]:
 
 
 def test_a_rolled_back_database_does_not_sign(federation: Federation, tmp_path: Path) -> None:
-    """A coordinator behind its head file refuses to write, says why, and goes on reading."""
+    """A home behind its head file signs nothing, says why, keeps what it is asked and does it when it is sure."""
     alice = federation.found("alice")
     alice.ok("datastore", "create", "/media")
     saved = {path.name: path.read_bytes() for path in alice.path.glob("catalog.db*")}
@@ -219,9 +219,14 @@ def test_a_rolled_back_database_does_not_sign(federation: Federation, tmp_path: 
         path.unlink()
     for name, content in saved.items():
         (alice.path / name).write_bytes(content)
-    clear(alice.run("put", tmp_path / "file", "/media/other"), "older")
+    before = (alice.path / "heads").stat().st_mtime_ns
+    assert "in doubt" in alice.ok("put", tmp_path / "file", "/media/other").err
     assert "older" in alice.ok("status").out
-    assert alice.ok("ls", "/media").out == ""
+    assert alice.ok("ls", "/media").out.split() == ["other"]
+    assert (alice.path / "heads").stat().st_mtime_ns == before, "nothing is signed"
+    alice.start()
+    wait_for(lambda: alice.status()["doubt"] is None and not alice.status()["pending"], "what was kept to be signed")
+    assert alice.ok("ls", "/media").out.split() == ["other"], "what nobody else has is gone, and nothing else"
 
 
 def test_keys_that_others_could_read_are_refused(alice: Home) -> None:
