@@ -107,7 +107,9 @@ class Template:
 
 
 class LargeTemplate(Template):
-    """Ten members, each with a DataStore that all may read; half of them have 10,000 entries that the others lack."""
+    """Ten members, each with a DataStore that all may read; half of them have entries that the others lack."""
+
+    entries = 10_000
 
     def _make(self) -> None:
         names = [f"m{number}" for number in range(10)]
@@ -120,7 +122,7 @@ class LargeTemplate(Template):
         for name in names[:5]:
             catalog = federation.catalogs[name]
             (store,) = [store for store in catalog.datastores() if store.owner == catalog.own_domain]
-            for _ in range(2000):
+            for _ in range(self.entries // 5):
                 operation = feed_pb2.TreeOperation(id=operation_id(catalog.own_domain), set_attributes=change)
                 catalog.append_store(store.feed_id, operations=[operation])
         federation.exchange(*names[:5])

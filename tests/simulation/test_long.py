@@ -73,7 +73,7 @@ def test_ten_thousand_real_entries_behind(seed: int, large: LargeTemplate, tmp_p
         for home in homes:
             home.start()
         street.run(30)
-        assert entries_of(homes[0]) - entries_of(homes[5]) >= 10_000
+        assert entries_of(homes[0]) - entries_of(homes[5]) >= large.entries
         street.network.heal()
         took = street.run_until(lambda: "" if is_level(homes) else "the heads differ", 10)
         print(f"seed {seed}: level {took:.2f} simulated seconds after healing")
