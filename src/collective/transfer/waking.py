@@ -71,7 +71,8 @@ class Recall:
         if not self.catalog.doubts():
             return
         admitted = self.catalog.own_is_admitted()
-        asked = self.catalog.unheard() if admitted else self.book.domains(self.catalog.own_domain)
+        awaited = self.catalog.awaited() or self.catalog.unheard()  # the excused when nobody else is left to ask
+        asked = awaited if admitted else self.book.domains(self.catalog.own_domain)
         due = [domain for domain in asked if self._not_before.get(domain, 0.0) <= now]
         await asyncio.gather(*(self._ask(domain, now) for domain in due))
 
