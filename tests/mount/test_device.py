@@ -149,6 +149,44 @@ async def test_while_nobody_waits_the_loop_is_not_told_of_the_device(pipe: tuple
     assert not asyncio.get_running_loop().remove_reader(reading)
 
 
+async def test_the_next_request_is_waited_for_awake_until_that_is_in_vain(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes within the moment is found without the event loop; after none came, a few are left to the loop."""
+    reading, writing = pipe
+    looks = 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        if looks == comes_at:
+            os.write(writing, b"x")
+        return looks * 0.00001
+
+    monkeypatch.setattr("collective.mount.device.monotonic", clock)
+    watch = DeviceWatch(Closed, lambda: False)
+    comes_at = 0
+    os.write(writing, b"x")
+    await watch.wait_readable(reading)
+    os.read(reading, 1)
+    comes_at = 5
+    await watch.wait_readable(reading)
+    assert looks == 5, "found awake"
+    assert not watch.is_watching
+    os.read(reading, 1)
+    comes_at = 0
+    asyncio.get_running_loop().call_later(0.05, os.write, writing, b"x")
+    await watch.wait_readable(reading)
+    assert watch.is_watching, "given up, and left to the event loop"
+    os.read(reading, 1)
+    looks = 0
+    watch._straight = 1  # it answered one just now
+    asyncio.get_running_loop().call_later(0.05, os.write, writing, b"x")
+    await watch.wait_readable(reading)
+    assert looks == 0, "not tried again so soon"
+    watch.stop()
+
+
 async def test_closing_ends_the_wait(pipe: tuple[int, int]) -> None:
     watch = DeviceWatch(Closed, lambda: False)
     waiting = asyncio.create_task(watch.wait_readable(pipe[0]))

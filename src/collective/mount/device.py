@@ -6,7 +6,8 @@ else asks something. So the device is polled again in the same step in which the
 
 A trip through the event loop costs as much as a small request itself, and a program that asks one thing after the other
 asks the next one some 50 us after it was answered. So whoever answered a request looks for the next one in the same
-step, and, while nothing else is to be done, for as long as that; now and then it gives way.
+step, and, while nothing else is to be done, for as long as that, awake: to fall asleep and be woken would cost as much
+again. Where that was in vain it is not tried at the next requests. Now and then it gives way.
 
     worker  turn taken -> device readable -> turn given back -> request answered -> ...
                 ^--------- takes the next turn at once; when its request must wait, another worker does
@@ -18,13 +19,14 @@ import asyncio
 import select
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 
 __all__ = ["DeviceWatch", "Turns"]
 
 STRAIGHT_REQUESTS = 16  # taken in a row before others get the event loop
 NEXT_REQUEST_SECONDS = 0.0001  # the event loop stands still for no longer at a time
-SELECTABLE_DESCRIPTORS = 1024  # select(2) knows no others, and it alone waits for less than a millisecond
+ASLEEP_AFTER_FRUITLESS = 4  # requests; where there is no processor to spare, who would ask cannot run while we look
 
 
 class Turns:
@@ -79,7 +81,10 @@ class DeviceWatch:
         self._waiting: asyncio.Future[None] | None = None
         self._watched: int | None = None
         self._straight = 0
+        self._asleep = 0  # so many more times nothing is waited for awake
         self._closed = False
+        self._polled = -1
+        self._poll = select.poll()
 
     async def wait_readable(self, descriptor: int) -> None:
         """Return when the descriptor is readable now. Raises: the closed error."""
@@ -114,11 +119,23 @@ class DeviceWatch:
 
     def _is_readable(self, descriptor: int) -> bool:
         """Now; or, when a request was just answered and nothing else is to be done, in a moment."""
-        if self._straight and not self._is_busy() and descriptor < SELECTABLE_DESCRIPTORS:
-            return bool(select.select((descriptor,), (), (), NEXT_REQUEST_SECONDS)[0])
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        if self._polled != descriptor:
+            self._poll, self._polled = select.poll(), descriptor
+            self._poll.register(descriptor, select.POLLIN)
+        look = self._poll.poll
+        if look(0):
+            return True
+        if not self._straight or self._is_busy():
+            return False
+        if self._asleep:
+            self._asleep -= 1
+            return False
+        until = monotonic() + NEXT_REQUEST_SECONDS
+        while monotonic() < until:
+            if look(0):
+                return True
+        self._asleep = ASLEEP_AFTER_FRUITLESS
+        return False
 
     async def _wait(self, descriptor: int) -> None:
         loop = asyncio.get_running_loop()
