@@ -80,6 +80,7 @@ def test_path_without_a_datastore(alice: Home, tmp_path: Path) -> None:
     clear(alice.run("put", tmp_path / "missing", "/media/file"), "missing")
 
 
+@pytest.mark.long
 def test_names_too_long_or_strange(alice: Home, tmp_path: Path) -> None:
     """256 bytes are refused, 255 work; '..' is refused; newlines, emoji and broken UTF-8 are kept as bytes."""
     alice.start()

@@ -46,6 +46,7 @@ def film(federation: Federation, tmp_path: Path) -> bytes:
     return content
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whose", ["alice", "bob"])
 def test_a_flipped_byte_is_found_and_made_good(federation: Federation, film: bytes, tmp_path: Path, whose: str) -> None:
     """The scrub finds it; the owner's comes back from the host, the host's from the owner."""

@@ -81,6 +81,7 @@ def put_small(alice: Home, folder: Path, name: str) -> None:
     alice.ok("put", folder / name, f"/media/{name}")
 
 
+@pytest.mark.long
 def test_the_node_has_every_head_when_an_entry_is_acknowledged(node: SeparateNode, tmp_path: Path) -> None:
     """At once while it is connected; after it was away as soon as it is back; and it never goes back."""
     alice = node.alice
@@ -103,6 +104,7 @@ def test_the_node_has_every_head_when_an_entry_is_acknowledged(node: SeparateNod
     wait_for(lambda: node.heads() == read_heads(alice.path / "heads"), "the node to have caught up again")
 
 
+@pytest.mark.long
 def test_a_home_put_back_whole_is_betrayed_by_its_node(
     node: SeparateNode, federation: Federation, tmp_path: Path
 ) -> None:

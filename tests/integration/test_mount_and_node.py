@@ -69,6 +69,7 @@ def test_the_mount_reads_from_another_home(federation: Federation, needs_fuse: N
     assert bob.run("umount", mountpoint).code == 1
 
 
+@pytest.mark.long
 def test_the_mount_outlives_its_coordinator(federation: Federation, needs_fuse: None, tmp_path: Path) -> None:
     """With bob's own coordinator killed his mount goes on; a killed mount is cleaned by the next."""
     alice, bob = pair(federation)
@@ -90,6 +91,7 @@ def test_the_mount_outlives_its_coordinator(federation: Federation, needs_fuse: 
     bob.ok("umount", mountpoint)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(115)
 def test_a_node_that_restarts_costs_a_reader_a_pause(federation: Federation, needs_fuse: None, tmp_path: Path) -> None:
     """The only holder's node is killed while programs read: they get their bytes when it is back. While the home is
@@ -182,6 +184,7 @@ def test_a_separate_node(federation: Federation, tmp_path: Path) -> None:
         assert process.wait(DEADLINE_SECONDS) == 0
 
 
+@pytest.mark.long
 def test_backups_wait_for_a_second_home(federation: Federation, tmp_path: Path) -> None:
     """A backup alone is stored with a loud note; beside another home it is at level two by itself."""
     alice = federation.found("alice")

@@ -49,6 +49,7 @@ def test_a_broken_bundle_makes_no_home(bundle: Path, tmp_path: Path) -> None:
     assert "home of a member already" in bob.run("federation", "join", "--bundle", bundle).err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", ["init", "join"])
 def test_killed_half_way_it_is_simply_done_again(bundle: Path, tmp_path: Path, words: str) -> None:
     """kill -9 at random moments leaves nothing that stands in the way, or the whole home."""

@@ -179,6 +179,7 @@ def test_changes_that_met_are_both_kept_and_named(pair: tuple[Home, Home], tmp_p
     assert any("conflict names" in finding["message"] for finding in status["findings"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["alice", "bob"])
 def test_versions_copies_and_restoring(pair: tuple[Home, Home], tmp_path: Path, who: str) -> None:
     """In one's own DataStore and in another's: cp moves no byte, every content can be had again."""

@@ -157,6 +157,7 @@ def test_a_mount_takes_over_from_the_heir(alice: Home, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == content
 
 
+@pytest.mark.long
 @pytest.mark.timeout(118)
 def test_bob_writes_into_alices_datastore_while_she_is_away(federation: Federation, tmp_path: Path) -> None:
     """Through bob's mount: 1,000 files and a renamed folder, at bob's at once, at alice's when she is back."""
