@@ -149,12 +149,12 @@ async def test_while_nobody_waits_the_loop_is_not_told_of_the_device(pipe: tuple
     assert not asyncio.get_running_loop().remove_reader(reading)
 
 
-async def test_the_next_request_is_waited_for_awake_until_that_is_in_vain(
+async def test_the_next_request_is_waited_for_awake_unless_that_is_in_vain_again_and_again(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that comes within the moment is found without the event loop; after none came, a few are left to the loop."""
+    """One that comes within the moment is found without the event loop; when none came three times, it is left."""
     reading, writing = pipe
-    looks = 0
+    looks, comes_at = 0, 0
 
     def clock() -> float:
         nonlocal looks
@@ -165,25 +165,26 @@ async def test_the_next_request_is_waited_for_awake_until_that_is_in_vain(
 
     monkeypatch.setattr("collective.mount.device.monotonic", clock)
     watch = DeviceWatch(Closed, lambda: False)
-    comes_at = 0
+
+    async def answered(comes: int) -> int:
+        """One more request, at that look or else long after; how often the watch looked for it."""
+        nonlocal looks, comes_at
+        looks, comes_at = 0, comes
+        if not comes:
+            asyncio.get_running_loop().call_later(0.02, os.write, writing, b"x")
+        await watch.wait_readable(reading)
+        os.read(reading, 1)
+        watch._straight = 1  # it is answered at once
+        return looks
+
     os.write(writing, b"x")
-    await watch.wait_readable(reading)
-    os.read(reading, 1)
-    comes_at = 5
-    await watch.wait_readable(reading)
-    assert looks == 5, "found awake"
-    assert not watch.is_watching
-    os.read(reading, 1)
-    comes_at = 0
-    asyncio.get_running_loop().call_later(0.05, os.write, writing, b"x")
-    await watch.wait_readable(reading)
-    assert watch.is_watching, "given up, and left to the event loop"
-    os.read(reading, 1)
-    looks = 0
-    watch._straight = 1  # it answered one just now
-    asyncio.get_running_loop().call_later(0.05, os.write, writing, b"x")
-    await watch.wait_readable(reading)
-    assert looks == 0, "not tried again so soon"
+    await answered(-1)
+    assert await answered(5) == 5
+    assert not watch.is_watching, "found without the event loop"
+    assert [await answered(0) > 5 for _ in range(4)] == [True, True, True, False]
+    for _ in range(7):
+        assert await answered(0) == 0, "left for a while"
+    assert await answered(0) > 5, "tried again"
     watch.stop()
 
 

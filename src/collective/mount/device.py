@@ -7,7 +7,7 @@ else asks something. So the device is polled again in the same step in which the
 A trip through the event loop costs as much as a small request itself, and a program that asks one thing after the other
 asks the next one some 50 us after it was answered. So whoever answered a request looks for the next one in the same
 step, and, while nothing else is to be done, for as long as that, awake: to fall asleep and be woken would cost as much
-again. Where that was in vain it is not tried at the next requests. Now and then it gives way.
+again. Where that is in vain again and again it is left for a while. Now and then it gives way.
 
     worker  turn taken -> device readable -> turn given back -> request answered -> ...
                 ^--------- takes the next turn at once; when its request must wait, another worker does
@@ -26,7 +26,8 @@ __all__ = ["DeviceWatch", "Turns"]
 
 STRAIGHT_REQUESTS = 16  # taken in a row before others get the event loop
 NEXT_REQUEST_SECONDS = 0.0001  # the event loop stands still for no longer at a time
-ASLEEP_AFTER_FRUITLESS = 4  # requests; where there is no processor to spare, who would ask cannot run while we look
+MOST_IN_VAIN = 3  # in a row; where there is no processor to spare, who would ask cannot run while we look …
+ASLEEP_AFTER_THAT = 8  # … so for so many requests it is not tried
 
 
 class Turns:
@@ -81,6 +82,7 @@ class DeviceWatch:
         self._waiting: asyncio.Future[None] | None = None
         self._watched: int | None = None
         self._straight = 0
+        self._in_vain = 0  # waits in a row that met no request
         self._asleep = 0  # so many more times nothing is waited for awake
         self._closed = False
         self._polled = -1
@@ -133,8 +135,11 @@ class DeviceWatch:
         until = monotonic() + NEXT_REQUEST_SECONDS
         while monotonic() < until:
             if look(0):
+                self._in_vain = 0
                 return True
-        self._asleep = ASLEEP_AFTER_FRUITLESS
+        self._in_vain += 1
+        if self._in_vain >= MOST_IN_VAIN:
+            self._asleep = ASLEEP_AFTER_THAT
         return False
 
     async def _wait(self, descriptor: int) -> None:
