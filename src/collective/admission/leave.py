@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from collective.catalog import Catalog, HeldHere
 from collective.core.address import member_identity
+from collective.core.errors import CollectiveError
 from collective.core.sizes import format_size
 from collective.identity import ComponentKind, Level
 from collective.net.rpc import Caller, Row
@@ -32,19 +33,26 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class LeaveDesk:
-    """Answers `Control/Leave`. `note_left` makes it last, `say_goodbye` tells the others, `stop` ends the process."""
+    """Answers `Control/Leave`. `note_left` makes it last, `take_back` forgets that, `say_goodbye` tells the others,
+    `stop` ends the process."""
 
     catalog: Catalog
     note_left: Callable[[], None]
+    take_back: Callable[[], None]
     say_goodbye: Callable[[], Awaitable[Goodbye]]
     stop: Callable[[], None]
 
     async def leave(self, caller: Caller, request: control_pb2.LeaveRequest) -> control_pb2.LeaveReply:
-        """Say what leaving means; with `really`, leave. Raises: Unreachable while gossip does not run."""
+        """Say what leaving means; with `really`, leave. Raises: Unreachable while gossip does not run; nothing
+        happened then."""
         reply = control_pb2.LeaveReply(means=list(self._means()))
         if request.really:
             self.note_left()
-            goodbye = await self.say_goodbye()
+            try:
+                goodbye = await self.say_goodbye()
+            except CollectiveError:
+                self.take_back()
+                raise
             reply.left = True
             reply.told.extend(goodbye.told)
             reply.not_told.extend(goodbye.not_told)

@@ -140,7 +140,7 @@ class Parts:
             return Goodbye(*await self.gossiping.leave())
 
         ground = self.foundation
-        return LeaveDesk(ground.catalog, ground.home.note_left, say_goodbye, self.stop)
+        return LeaveDesk(ground.catalog, ground.home.note_left, ground.home.come_back, say_goodbye, self.stop)
 
     def _status(self) -> StatusDesk:
         ground = self.foundation
