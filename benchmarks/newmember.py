@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -34,7 +34,7 @@ from support.homes import Federation, Home, wait_for
 from collective.admission import open_household
 from collective.catalog import Reader
 from collective.cli.demo_film import make_noise
-from collective.core.errors import CollectiveError
+from collective.core.errors import NotFound, Refused
 from collective.daemon.control import open_control
 from collective.daemon.home import Home as HomeFolder
 from collective.daemon.runtime import SystemClock
@@ -46,6 +46,7 @@ PLAYED_BYTES_PER_SECOND = 10_000_000
 READ_BYTES = 1 << 20
 FOLLOW_SECONDS = 3600.0
 CHANGE_SECONDS = 3.0  # between two changes asked meanwhile
+AFTER_SECONDS = 20  # of lookups, once all rows are there
 PROCESSES = multiprocessing.get_context("spawn")  # what measures shares no interpreter with what else measures
 Times = list[float]
 
@@ -81,7 +82,7 @@ def look(database: str, own_domain: str, rows: int, stop: Event, out: Queue[tupl
     out.put(([], []))
     while not stop.is_set():
         folder, file = rng.randrange(rows // FOLDER_FILES), rng.randrange(FOLDER_FILES - 101)
-        try:
+        with suppress(NotFound, Refused):  # not followed so far yet
             ino = reader.resolve(b"/media/folder-%06d" % folder).ino
             began = time.perf_counter()
             reader.resolve(b"/media/folder-%06d/file-%04d.nfo" % (folder, file))
@@ -89,8 +90,6 @@ def look(database: str, own_domain: str, rows: int, stop: Event, out: Queue[tupl
             reader.list(ino, b"file-%04d" % file, 100)
             pages.append(time.perf_counter() - between)
             lookups.append(between - began)
-        except CollectiveError:
-            pass  # not followed so far yet
         time.sleep(0.01)
     reader.close()
     out.put((lookups, pages))
@@ -160,7 +159,7 @@ def has_all(home: Home, rows: int) -> bool:
     try:
         last = rows - 1
         reader.resolve(b"/media/folder-%06d/file-%04d.nfo" % (last // FOLDER_FILES, last % FOLDER_FILES))
-    except CollectiveError:
+    except (NotFound, Refused):
         return False
     finally:
         reader.close()
@@ -221,7 +220,7 @@ def follow(federation: Federation, name: str, rows: int, way: str) -> None:
     print(f"  loops of alice         {held(federation.homes['alice'])}")
     print(f"  lookups during         {spread(looked[0][0])}\n  pages of 100 during    {spread(looked[0][1])}")
     with meanwhile(look, str(member.path / "catalog.db"), domain, rows) as after:
-        time.sleep(20)
+        time.sleep(AFTER_SECONDS)
     print(f"  lookups after          {spread(after[0][0])}\n  pages of 100 after     {spread(after[0][1])}", flush=True)
     member.ok("umount", mountpoint)
     member.stop()

@@ -10,7 +10,6 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -324,8 +323,8 @@ class Member:
         if target.engine is None and world.network.refuses and (self.name, peer) not in world.network.blocked:
             world.at(world.now + world.network.most_delay, lambda: self._refused(peer, life))
             return
-        for sender, receiver, arriving in world.network.passing(self.name, peer, raw):
-            world.carry(self.name, peer, len(arriving), partial(world.members[receiver].receive, sender, arriving))
+        name = self.name
+        world.carry(name, peer, len(raw), lambda: target.receive(name, raw))
 
     def _refused(self, peer: str, life: int) -> None:
         if self.engine is not None and self.life == life:
@@ -357,8 +356,7 @@ class Member:
                 return
             allowed = [feed for feed in feeds if source.feeds.may_follow(asker.name, feed)]
             in_order = source.feeds.in_order(allowed)
-            told = [(feed, source.feeds.entries_beyond(feed, here.get(feed))) for feed in in_order]
-            found = world.network.answering(told)
+            found = [(feed, source.feeds.entries_beyond(feed, here.get(feed))) for feed in in_order]
             size = sum(len(raw) for _, entries in found for raw in entries)
             world.network.entry_bytes += size
             world.carry(peer, asker.name, size + 200, lambda: arrive(found))
