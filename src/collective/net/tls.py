@@ -49,7 +49,7 @@ def _context(protocol: int, credentials: Credentials) -> ssl.SSLContext:
 
 class _QuickObject(ssl.SSLObject):
     """What a connection calls for every record of 16 KiB, without a Python call in between. Asking OpenSSL what is left
-    of a record gives up the interpreter's lock, so it is asked only when something can be left: that is 4 % of receiving.
+    of a record gives up the interpreter's lock, so it is asked only when something can be left (4 % of receiving).
     """
 
     @classmethod
