@@ -29,9 +29,9 @@ def read_all(store: ChunkStore, id_: bytes) -> bytes:
     hashes = store.read_hashes(id_)
     out = memoryview(bytearray(store.size_of(id_)))
     got = store.read_segments(id_, 0, len(hashes) // 32, out)
-    if hash_segments(out[:got]) != hashes:
+    if hash_segments(got) != hashes:
         raise Corrupt("a reader would see it")
-    return bytes(out[:got])
+    return bytes(got)
 
 
 async def test_what_is_put_is_there_also_after_the_next_opening(tmp_path: Path, make_chunk: MakeChunk) -> None:
@@ -57,7 +57,7 @@ async def test_any_run_of_segments_is_read_into_the_callers_buffer(store: ChunkS
     for first, count in ((0, 1), (2, 3), (5, 1), (4, 100)):
         got = store.read_segments(chunk.id, first, count, out)
         start = first * SEALED_SEGMENT_BYTES
-        assert out[:got] == chunk.sealed[start : start + count * SEALED_SEGMENT_BYTES]
+        assert got == chunk.sealed[start : start + count * SEALED_SEGMENT_BYTES]
     for first, count in ((6, 1), (0, 0), (-1, 2), (2**32, 1)):
         with pytest.raises(NotFound):
             store.read_segments(chunk.id, first, count, out)
@@ -345,11 +345,9 @@ async def test_a_cached_read_is_the_same_or_says_no(tmp_path: Path) -> None:
     sealed = seal_chunk(derive_chunk_key(bytes(32), plain), plain)
     await store.put(sealed.id, sealed.sealed)
     out = memoryview(bytearray(len(sealed.sealed)))
-    if store.read_cached(sealed.id, 0, 5, out):
-        assert out == sealed.sealed
-    assert store.read_segments(sealed.id, 0, 5, out) == len(sealed.sealed)
-    assert store.read_cached(sealed.id, 0, 5, out), "it was read a moment ago"
-    assert out == sealed.sealed
+    assert store.read_cached(sealed.id, 0, 5, out) in (None, sealed.sealed)
+    assert store.read_segments(sealed.id, 0, 5, out) == sealed.sealed
+    assert store.read_cached(sealed.id, 0, 5, out) == sealed.sealed, "it was read a moment ago"
     await store.close()
 
 

@@ -6,6 +6,7 @@ a public page has their ids, the sealed page beside it their keys. *Store*: a di
 broken chunks are set aside.
 """
 
+from collective.chunks.openfile import room_for
 from collective.chunks.pages import compute_layout_hash, open_key_page, page_name, seal_key_page
 from collective.chunks.placement import (
     CandidateMember,
@@ -54,6 +55,7 @@ __all__ = [
     "place_members",
     "rank_hosts",
     "rank_nodes",
+    "room_for",
     "runs_of",
     "seal_chunk",
     "seal_key_page",

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Descriptors", "OpenFile"]
+from collective.chunks.openfile import OpenFile
 
-
-class OpenFile:
-    """A descriptor with its users; closed when dropped by the cache and unused."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.users = 0
-        self.dropped = False
-
-    def close_if_unused(self) -> None:
-        if self.dropped and self.users == 0:
-            os.close(self.descriptor)
+__all__ = ["Descriptors"]
 
 
 class Descriptors:
@@ -40,7 +28,7 @@ class Descriptors:
     def reading(self, id_: bytes, path: Path) -> Iterator[OpenFile]:
         """The open file of a chunk, for as long as the block lasts. Raises: OSError."""
         with self._lock:
-            file = self._files.pop(id_, None) or OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            file = self._files.pop(id_, None) or OpenFile(path)
             self._files[id_] = file
             file.users += 1
             while len(self._files) > self._limit:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from collective.chunks.chunkfile import BrokenFileError, read_exactly, read_trailer, write_chunk
-from collective.chunks.descriptors import Descriptors, OpenFile
+from collective.chunks.descriptors import Descriptors
 from collective.chunks.disk import FOLDERS, Disk, disk_error
 from collective.chunks.durability import GroupCommitter, WrittenFile
 from collective.chunks.index import ChunkIndex
+from collective.chunks.openfile import OpenFile
 from collective.chunks.seal import HASH_BYTES, chunk_id, hash_segments
 from collective.core.errors import CollectiveError, Corrupt, Full, NotFound, Unreachable
 from collective.core.layout import CHUNK_ID_BYTES, MAX_SEALED_CHUNK_BYTES, SEALED_SEGMENT_BYTES
@@ -217,38 +218,27 @@ class ChunkStore:
             raise NotFound("no such chunk here")
         return size
 
-    def read_segments(self, id_: bytes, first: int, count: int, out: memoryview) -> int:
-        """Read sealed segments into `out`; the number of bytes. They are as stored: the reader verifies them.
+    def read_segments(self, id_: bytes, first: int, count: int, memory: memoryview) -> memoryview:
+        """Sealed segments as they are stored, somewhere in `memory`: the reader verifies them.
 
-        `count` may reach beyond the chunk's end; `out` has room for what there is. Raises: NotFound (no such chunk or
-        segment), Corrupt (the file is gone, short or unreadable; it is set aside), Misconfigured, ValueError.
+        `count` may reach beyond the chunk's end. `memory` has room for what there is; with `room_for` it, from the
+        edge of a page on, much is read faster. Raises: NotFound (no such chunk or segment), Corrupt (the file is gone,
+        short or unreadable; it is set aside), Misconfigured, ValueError.
         """
         size = self.size_of(id_)
-        start = first * SEALED_SEGMENT_BYTES
-        wanted = min(count * SEALED_SEGMENT_BYTES, size - start)
-        if first < 0 or wanted <= 0:
-            raise NotFound("no such segment in the chunk")
-        if len(out) < wanted:
-            raise ValueError(f"{len(out)} bytes of room for {wanted} of a chunk")
+        start, wanted = _range(size, first, count, memory)
         with self._reading(id_, size) as file:
-            read_exactly(file.descriptor, out[:wanted], start)
-        return wanted
+            return file.read(memory, start, wanted)
 
-    def read_cached(self, id_: bytes, first: int, count: int, out: memoryview) -> bool:
-        """As `read_segments`, if all of it lies in the page cache; False, with nothing promised of `out`, if not.
+    def read_cached(self, id_: bytes, first: int, count: int, memory: memoryview) -> memoryview | None:
+        """As `read_segments`, if all of it lies in the page cache; None, with nothing promised of `memory`, if not.
 
-        Never waits for the disk, so an event loop may call it. Raises: NotFound, Corrupt.
+        Never waits for the disk, so an event loop may call it. Raises: NotFound, Corrupt, ValueError.
         """
         size = self.size_of(id_)
-        start = first * SEALED_SEGMENT_BYTES
-        wanted = min(count * SEALED_SEGMENT_BYTES, size - start)
-        if first < 0 or wanted <= 0:
-            raise NotFound("no such segment in the chunk")
+        start, wanted = _range(size, first, count, memory)
         with self._reading(id_, size) as file:
-            try:
-                return os.preadv(file.descriptor, [out[:wanted]], start, os.RWF_NOWAIT) == wanted
-            except OSError:
-                return False  # not cached, or a file system that cannot tell: the disk is asked in a thread
+            return file.read_cached(memory, start, wanted)
 
     def read_hashes(self, id_: bytes) -> bytes:
         """The chunk's hash list, verified against its id. Raises: NotFound, Corrupt (the chunk is set aside)."""
@@ -345,3 +335,14 @@ class ChunkStore:
     def heads(self) -> dict[bytes, bytes]:
         """Feed id -> the head kept. Raises: Misconfigured."""
         return self._disk.heads()
+
+
+def _range(size_bytes: int, first: int, count: int, memory: memoryview) -> tuple[int, int]:
+    """(offset, bytes) of segments in a chunk of this sealed size. Raises: NotFound, ValueError (too little memory)."""
+    start = first * SEALED_SEGMENT_BYTES
+    wanted = min(count * SEALED_SEGMENT_BYTES, size_bytes - start)
+    if first < 0 or wanted <= 0:
+        raise NotFound("no such segment in the chunk")
+    if len(memory) < wanted:
+        raise ValueError(f"{len(memory)} bytes of room for {wanted} of a chunk")
+    return start, wanted

@@ -20,6 +20,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from collective.core.layout import SEGMENT_BYTES
+from collective.core.memory import fresh_buffer
 
 __all__ = ["Slot", "SlotCache", "segment_mask"]
 
@@ -123,7 +124,7 @@ class SlotCache:
                 return spare.pop()
             if self._allocated_bytes + wanted <= self._capacity_bytes:
                 self._allocated_bytes += wanted
-                return mmap.mmap(-1, wanted)
+                return fresh_buffer(wanted)
             if self._free_spare():
                 continue
             victim = self._victim(now, ahead=ahead)

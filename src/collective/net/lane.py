@@ -17,7 +17,9 @@ from cryptography import x509
 from collective.core.address import FederatedAddress
 from collective.core.clock import Clock
 from collective.core.errors import Refused, Unreachable
+from collective.core.memory import BufferPool
 from collective.core.observe import SILENT, Observer
+from collective.core.sizes import MIB
 from collective.identity import ComponentKind, Credentials, Level, PeerIdentity, TrustStore
 from collective.net.endpoints import open_listeners
 from collective.net.lane_answering import LaneCaller, LaneHandler
@@ -29,6 +31,7 @@ __all__ = ["LaneCaller", "LaneConnection", "LaneHandler", "LaneLimits", "LaneRep
 
 CONNECT_SECONDS = 5.0
 DEFAULT_LIMITS = LaneLimits()
+SPARE_BYTES = 32 * MIB  # memory of answers, kept by a server for all its connections until one of them is idle
 ACCEPT_PAUSE_SECONDS = 0.1
 SHUTDOWN_SECONDS = 1.0  # for the closing words of TLS
 
@@ -67,6 +70,7 @@ async def connect_lane(
         limits,
         observer,
         on_closed=lambda _: trust.unsubscribe(trust_changed),
+        memory=BufferPool(SPARE_BYTES),
         closes_when_idle=False,
     )
     who = f"{expected} at {host}:{port}"
@@ -117,6 +121,7 @@ class LaneServer:
         self._listeners: list[socket.socket] = []
         self._accepted: Counter[str] = Counter()
         self._open: set[LaneConnection] = set()
+        self._memory = BufferPool(SPARE_BYTES)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -184,7 +189,13 @@ class LaneServer:
             self._leave(address)
 
         connection = LaneConnection(
-            self._judge, self._handlers, self._limits, self._observer, left, closes_when_idle=True
+            self._judge,
+            self._handlers,
+            self._limits,
+            self._observer,
+            left,
+            memory=self._memory,
+            closes_when_idle=True,
         )
         self._open.add(connection)
         try:

@@ -9,6 +9,7 @@ Handlers run as tasks this half owns; they are cancelled when the connection end
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError
 from typing_extensions import Buffer
 
 from collective.core.errors import CollectiveError, Corrupt, Refused, Unreachable
+from collective.core.memory import BufferPool
 from collective.core.observe import Observer
 from collective.core.sizes import MIB
 from collective.identity import PeerIdentity
@@ -29,7 +31,6 @@ from collective.wire import lane_pb2
 __all__ = ["AnsweringHalf", "LaneCaller", "LaneHandler", "error_head"]
 
 REPLY_BACKLOG_BYTES = 16 * MIB  # while more waits to be sent, nothing more takes memory: a slow reader waits alone
-SPARE_BUFFERS = 4  # kept while questions come; fresh memory is zeroed first, 5 % of what a node does to serve a film
 ERROR_TEXT_CHARACTERS = 4096
 
 
@@ -38,7 +39,7 @@ class LaneCaller:
     """Who asks, what handlers remember of this connection, and the connection itself, to ask back.
 
     `memory`: a handler awaits so many bytes for a large answer, once, and answers with them or a part of them; they
-    hold what they last held, and are used again when the answer is written.
+    begin at a page's edge, hold what they last held, and are used again when the answer is written.
     """
 
     peer: PeerIdentity
@@ -64,16 +65,23 @@ class _Question:
 class AnsweringHalf:
     """Questions by id, counted against the lane's window."""
 
-    def __init__(self, handlers: Mapping[int, LaneHandler], send: Send, outbox: Outbox, observer: Observer) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[int, LaneHandler],
+        send: Send,
+        outbox: Outbox,
+        memory: BufferPool,
+        observer: Observer,
+    ) -> None:
         self._handlers = handlers
         self._send = send
         self._outbox = outbox
+        self._memory = memory
         self._observer = observer
         self._questions: dict[int, _Question] = {}
         self._question_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lent: dict[asyncio.Task[None], bytearray] = {}  # memory of running handlers
-        self._spare: list[bytearray] = []
+        self._lent: dict[asyncio.Task[None], mmap.mmap] = {}  # memory of running handlers
         self._backlog_fell = asyncio.Event()
         self._closed = False
 
@@ -116,10 +124,7 @@ class AnsweringHalf:
                 break
             self._backlog_fell.clear()
             await self._backlog_fell.wait()
-        fitting = next((spare for spare in self._spare if len(spare) >= size_bytes), None)
-        if fitting is not None:
-            self._spare.remove(fitting)
-        buffer = self._lent[task] = bytearray(size_bytes) if fitting is None else fitting
+        buffer = self._lent[task] = self._memory.take(size_bytes)
         return memoryview(buffer)[:size_bytes]
 
     def close(self) -> None:
@@ -179,20 +184,18 @@ class AnsweringHalf:
         header: FrameHeader,
         head: bytes,
         views: list[memoryview],
-        buffer: bytearray | None = None,
+        buffer: mmap.mmap | None = None,
     ) -> None:
         """`buffer`: memory of the answer that is free once it is written. (That of a handler that failed may still be
         written to by a thread of its.)"""
         if not self._closed:
             self._send(kind, header.method, header.call_id, head, views, lambda: self._dismiss(header.call_id, buffer))
 
-    def _dismiss(self, call_id: int, buffer: bytearray | None) -> None:
+    def _dismiss(self, call_id: int, buffer: mmap.mmap | None) -> None:
         """The answer is written: the question is over."""
         self._question_bytes -= self._questions.pop(call_id).size_bytes
-        if buffer is not None and len(self._spare) < SPARE_BUFFERS:
-            self._spare.append(buffer)
-        if not self._questions:
-            self._spare.clear()
+        if buffer is not None:
+            self._memory.give_back(buffer)
         if self._outbox.backlog_bytes <= REPLY_BACKLOG_BYTES:
             self._backlog_fell.set()
 

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from typing_extensions import Buffer
 
 from collective.core.errors import CollectiveError, Corrupt, Refused, Unreachable
+from collective.core.memory import BufferPool
 from collective.core.observe import Observer
 from collective.core.sizes import KIB
 from collective.identity import PeerIdentity
@@ -80,6 +81,7 @@ class LaneConnection(asyncio.BufferedProtocol):
         observer: Observer,
         on_closed: Callable[[LaneConnection], None],
         *,
+        memory: BufferPool,
         closes_when_idle: bool,
     ) -> None:
         self._judge = judge
@@ -90,8 +92,9 @@ class LaneConnection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(self)
         self._outbox = Outbox()
+        self._memory = memory
         self._asking = AskingHalf(self._send, self._outbox, self._who, self._failure)
-        self._answering = AnsweringHalf(handlers, self._send, self._outbox, observer)
+        self._answering = AnsweringHalf(handlers, self._send, self._outbox, memory, observer)
         self._transport: asyncio.Transport | None = None
         self._hello: asyncio.Future[None] = self._loop.create_future()
         self._hello.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -300,6 +303,8 @@ class LaneConnection(asyncio.BufferedProtocol):
             self.abort(Unreachable(f"{self._who()} does not take or send bytes any more"))
             return
         idle = self._asking.is_idle and self._answering.is_idle
+        if idle:
+            self._memory.clear()
         if self._closes_when_idle and idle and silent_seconds > self._limits.idle_seconds:
             self.refuse(Unreachable("closed because nothing was asked for long"))
             return

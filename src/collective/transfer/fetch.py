@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
@@ -27,7 +28,9 @@ from collective.core.layout import (
     sealed_size,
     segment_count,
 )
+from collective.core.memory import BufferPool
 from collective.core.observe import Observer
+from collective.core.sizes import MIB
 from collective.transfer.holders import Dial, Holder, LanePool, TicketProvider, VersionFacts
 from collective.wire import control_pb2
 
@@ -41,7 +44,7 @@ COMPLAINT_SECONDS = 2.0  # a reader that is done waits so long for a holder to l
 SHUNNED_SECONDS = 10.0  # a holder that failed or stalled is asked last for so long
 HASH_LISTS_KEPT = 256  # 4 KiB each: a gigabyte or two of film
 PAGES_KEPT = 16  # 35 KB each, 4 GiB of a version
-BUFFERS_KEPT = 16
+SPARE_BYTES = 32 * MIB
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Fetcher:
     observer: Observer
     served: Counter[str] = field(default_factory=Counter)  # plain bytes by member
     shunned: dict[str, float] = field(default_factory=dict)  # member -> monotonic time until
-    _spare: list[bytearray] = field(default_factory=list)
+    memory: BufferPool = field(default_factory=lambda: BufferPool(SPARE_BYTES))
 
     def __post_init__(self) -> None:
         self.lanes = LanePool(self.dial, self.clock)
@@ -77,18 +80,6 @@ class Fetcher:
         if for_bytes:
             await source.prepare()
         return source
-
-    def buffer(self, size: int) -> bytearray:
-        """A reusable buffer of at least `size` bytes; give it back with `recycle`."""
-        while self._spare:
-            spare = self._spare.pop()
-            if len(spare) >= size:
-                return spare
-        return bytearray(max(size, 33 * SEALED_SEGMENT_BYTES))
-
-    def recycle(self, buffer: bytearray) -> None:
-        if len(self._spare) < BUFFERS_KEPT:
-            self._spare.append(buffer)
 
     async def close(self) -> None:
         await self.lanes.close()
@@ -299,7 +290,7 @@ class VersionSource:
         """Sealed bytes from one holder into a buffer of their own; the buffer goes with the result."""
         ask_hashes = wanted.chunk_id not in self._hashes
         list_bytes = HASH_BYTES * segment_count(wanted.size_bytes) if ask_hashes else 0
-        buffer = self._fetcher.buffer(list_bytes + wanted.sealed_bytes())
+        buffer = self._fetcher.memory.take(list_bytes + wanted.sealed_bytes())
         try:
             hash_bytes, got = await holder.read(
                 wanted.chunk_id,
@@ -311,10 +302,10 @@ class VersionSource:
                 hashes=ask_hashes,
             )
         except CollectiveError:
-            self._fetcher.recycle(buffer)
+            self._fetcher.memory.give_back(buffer)
             raise
         if hash_bytes != list_bytes or got != list_bytes + wanted.sealed_bytes():
-            self._fetcher.recycle(buffer)
+            self._fetcher.memory.give_back(buffer)
             raise Corrupt("the answer has another length than was asked for")
         return _Arrived(buffer, list_bytes)
 
@@ -337,12 +328,12 @@ class VersionSource:
             await asyncio.to_thread(wanted.open, sealed, part, out)
             self._fetcher.served[holder.domain] += len(out)
         finally:
-            self._fetcher.recycle(arrived.buffer)
+            self._fetcher.memory.give_back(arrived.buffer)
 
 
 @dataclass(frozen=True)
 class _Arrived:
-    buffer: bytearray
+    buffer: mmap.mmap
     list_bytes: int
 
 

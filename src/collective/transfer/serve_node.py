@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 from typing_extensions import Buffer
 
-from collective.chunks import ChunkStore
+from collective.chunks import ChunkStore, room_for
 from collective.core.address import FederatedAddress, parse_address
 from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Full, Refused, Unreachable
 from collective.core.layout import SEALED_SEGMENT_BYTES
+from collective.core.memory import fresh_buffer
 from collective.core.observe import Observer
 from collective.identity import ComponentKind
 from collective.net.lane import LaneCaller, LaneConnection, LaneHandler
@@ -61,11 +62,13 @@ class NodeDesk:
         count, length = segment_run(size, request.first_segment, request.segment_count)
         if request.check:
             await asyncio.to_thread(self.store.check, request.chunk_id)
-        out = await caller.memory(length)
+        memory = await caller.memory(room_for(length))
         hashes = self.store.read_hashes(request.chunk_id) if request.with_hashes else b""
         # the hop to a thread costs a tenth of a read: only what must wait for the disk takes it
-        if not self.store.read_cached(request.chunk_id, request.first_segment, count, out):
-            await asyncio.to_thread(self.store.read_segments, request.chunk_id, request.first_segment, count, out)
+        run = request.chunk_id, request.first_segment, count, memory
+        out = self.store.read_cached(*run)
+        if out is None:
+            out = await asyncio.to_thread(self.store.read_segments, *run)
         self.served_bytes += length
         reply = lane_pb2.ReadReply(hash_bytes=len(hashes), sealed_size_bytes=size)
         return reply.SerializeToString(), (hashes, out)
@@ -148,8 +151,9 @@ class NodeDesk:
         async def send(id_: bytes) -> int:
             async with gate:
                 size = self.store.size_of(id_)
-                sealed = memoryview(bytearray(size))
-                await asyncio.to_thread(self.store.read_segments, id_, 0, -(-size // SEALED_SEGMENT_BYTES), sealed)
+                memory = memoryview(fresh_buffer(room_for(size)))
+                count = -(-size // SEALED_SEGMENT_BYTES)
+                sealed = await asyncio.to_thread(self.store.read_segments, id_, 0, count, memory)
                 write = lane_pb2.WriteRequest(handle=handle, chunk_id=id_).SerializeToString()
                 await lane.call(lane_pb2.LANE_WRITE, write, sealed, timeout_seconds=PUSH_CHUNK_TIMEOUT_SECONDS)
                 return size
