@@ -14,7 +14,7 @@ from support.nodes import CHUNK, CLOCK, FOREVER, SECRET, STORE_ID, Lane, Parts, 
 from collective.chunks import derive_chunk_key, seal_chunk
 from collective.core.address import FederatedAddress
 from collective.core.clock import ManualClock
-from collective.core.errors import CollectiveError, Conflict, Full, NotFound, Refused, Unreachable
+from collective.core.errors import CollectiveError, Conflict, Corrupt, Full, NotFound, Refused, Unreachable
 from collective.identity import ComponentKind, generate_signing_key
 from collective.transfer.nodes import TicketOffice
 from collective.transfer.serve_node import node_handlers
@@ -131,7 +131,7 @@ async def test_a_silent_coordinator_does_not_hold_up_the_opening(world: World) -
 
 @pytest.mark.parametrize("segment", [0, 7, 15])
 async def test_a_broken_byte_is_never_given_out(world: World, segment: int) -> None:
-    """With a second copy the right bytes come; without, an error that names the holder."""
+    """With a second copy the right bytes come; without, an error that names the holder, and that no waiting mends."""
     alice = await world.node("alice")
     content = os.urandom(CHUNK)
     await world.put(alice, content)
@@ -142,7 +142,7 @@ async def test_a_broken_byte_is_never_given_out(world: World, segment: int) -> N
         file.seek(segment * 65_552 + 1000)
         file.write(bytes([byte[0] ^ 0x80]))
     fetcher = world.fetcher()
-    with pytest.raises(Unreachable, match=r"alice\.media\.collective"):
+    with pytest.raises(Corrupt, match=r"alice\.media\.collective"):
         await world.read_all(fetcher)
     bob = await world.node("bob")
     await world.put(bob, content)
@@ -151,6 +151,23 @@ async def test_a_broken_byte_is_never_given_out(world: World, segment: int) -> N
     assert not chunk.exists(), "the reader's complaint had the holder check its disk"
     assert alice.store.missing(b"", 10) == [bytes.fromhex(chunk.name.split("-")[0])]
     assert bob.store.missing(b"", 10) == []
+
+
+async def test_a_broken_copy_beside_a_holder_that_is_away_may_be_waited_for(world: World) -> None:
+    alice, bob = await world.node("alice"), await world.node("bob")
+    content = os.urandom(CHUNK)
+    await world.put(alice, content)
+    await copy(world, alice, bob)
+    (chunk,) = (path for path in (alice.folder / "chunks").rglob("*-*") if path.is_file())
+    with chunk.open("r+b") as file:
+        file.write(b"broken")
+    fetcher = world.fetcher()
+    source = await fetcher.open(world.reference())
+    await bob.server.stop()
+    with pytest.raises(Unreachable, match=r"bob\.media\.collective"):
+        await source.fill(0, 0, 16, memoryview(bytearray(CHUNK)))
+    await source.close()
+    await fetcher.close()
 
 
 async def test_all_holders_dead_is_told_with_reasons(world: World) -> None:

@@ -221,7 +221,8 @@ class VersionSource:
     # ------------------------------------------------------------ bytes
 
     async def fill(self, chunk_index: int, first_segment: int, segment_count: int, out: memoryview) -> None:
-        """Plain bytes of a run of segments into `out`, verified. Raises: Unreachable with each holder's reason."""
+        """Plain bytes of a run of segments into `out`, verified. Raises, with each holder's reason: Unreachable; Corrupt
+        when every holder answered, and none has them whole."""
         page_index, inside = divmod(chunk_index, CHUNKS_PER_PAGE)
         page, chunks, keys = await self._page(page_index)
         chunk, key = chunks[inside], keys[inside]
@@ -237,6 +238,7 @@ class VersionSource:
         waiting = self._order()
         running: dict[asyncio.Task[_Arrived], Holder] = {}
         reasons: list[str] = []
+        all_know = bool(waiting)  # that they do not have it, or have it broken
         try:
             while waiting or running:
                 if not running:
@@ -258,12 +260,14 @@ class VersionSource:
                     except CollectiveError as error:
                         self._shun(holder, error.message)
                         reasons.append(f"{holder.domain}: {error.message}")
+                        all_know = all_know and isinstance(error, Corrupt | NotFound)
                         if isinstance(error, Corrupt):
                             self._complain(holder, wanted)
         finally:
             for task in running:
                 task.cancel()
-        raise Unreachable(f"no holder gave the bytes: {'; '.join(reasons) or 'nobody holds them'}")
+        kind = Corrupt if all_know else Unreachable  # nobody is away who might have it: there is nothing to wait for
+        raise kind(f"no holder gave the bytes: {'; '.join(reasons) or 'nobody holds them'}")
 
     def _complain(self, holder: Holder, wanted: _Wanted) -> None:
         """Have a holder check a chunk that did not verify, once: it sets it aside and gets it anew from another."""
@@ -322,7 +326,7 @@ class VersionSource:
             else:
                 hashes = self._hashes.get(wanted.chunk_id, b"")
                 if not hashes:
-                    raise NotFound("the chunk's hash list was dropped meanwhile; it is asked again")
+                    raise Unreachable("the chunk's hash list was dropped meanwhile; it is asked again")
             part = hashes[wanted.first * HASH_BYTES : (wanted.first + wanted.count) * HASH_BYTES]
             sealed = view[arrived.list_bytes : arrived.list_bytes + wanted.sealed_bytes()]
             await asyncio.to_thread(wanted.open, sealed, part, out)
