@@ -17,6 +17,8 @@ from simulation.street import Street
 from simulation.world import Network
 from support.catalogs import put
 
+from collective.wire import submit_pb2
+
 SEEDS = range(4)
 
 
@@ -58,6 +60,21 @@ def unlevel(street: Street, feed: bytes) -> str:
 def store_of(one: Home) -> bytes:
     (store,) = [store.feed_id for store in one.catalog.datastores() if store.owner == one.domain]
     return store
+
+
+def test_a_block_of_numbers_is_told_at_once(street: Street) -> None:
+    """carol leases numbers from bob: that is an entry, and nobody lacks it for as long as rights are not looked at.
+    Seeds of the stories showed that it waited for the next change.
+    """
+    bob, carol = named(street, "bob"), named(street, "carol")
+    store = store_of(bob)
+    street.network.mend()
+    street.run(7)
+    assert bob.life is not None
+    before = bob.catalog.heads()[store].seq
+    request = submit_pb2.LeaseNumbersRequest(store_id=store, count=8)
+    bob.life.spawn(bob.life.writing.numbers.lease(carol.domain, request), "a lease")
+    street.run_until(lambda: "no entry" if bob.catalog.heads()[store].seq == before else unlevel(street, store), 1)
 
 
 def test_an_epoch_based_on_an_old_backup_reaches_everybody(street: Street) -> None:
