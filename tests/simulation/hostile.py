@@ -126,7 +126,7 @@ class Hostile:
         finally:
             twin.close()
         self.forked = True
-        checkers.forked_on_purpose[feed] = position.hash
+        checkers.forked_on_purpose[feed] = life.catalog.heads()[feed].hash, position.hash
         life.bell.ring()
         self._push(life, victim, feed, position, entries)
         return f"{self.home.label} forks its feed before {victim.label}"
