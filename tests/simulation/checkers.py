@@ -17,6 +17,7 @@ from collective.catalog import Catalog
 from collective.catalog.keyring import readers_of
 from collective.core.address import FederatedAddress
 from collective.gossip import State
+from collective.transfer.numbers import STOCK_COUNT
 from collective.wire import feed_pb2
 
 __all__ = ["Checkers"]
@@ -156,8 +157,17 @@ class Checkers:
         return ""
 
     def _under_way(self, home: Home) -> bool:
-        """Staged work that its owner could have answered, entries that go back to their writer or wait for it."""
+        """Staged work that its owner could have answered, numbers that are fetched from one (each block is an entry),
+        entries that go back to their writer or wait for it.
+        """
         strangers = [other.domain for other in self.homes if other not in self.honest]
+        assert home.life is not None
+        numbers = home.life.writing.numbers
+        for store in home.catalog.datastores():
+            own_or_strange = store.owner in (home.domain, *strangers)
+            if not own_or_strange and numbers.may_write(store, None):
+                if home.catalog.stock_count(store.feed_id) < STOCK_COUNT:
+                    return True
         for owner in {store.owner: None for store in home.catalog.datastores()}:
             if owner not in strangers and home.catalog._one(
                 "SELECT 1 FROM staged s JOIN datastores d USING (feed_id) WHERE s.state <> 'refused' AND d.owner = ?",

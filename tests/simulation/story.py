@@ -26,6 +26,7 @@ __all__ = ["Story", "StoryFailed"]
 YEAR = 365 * 86400.0
 LEVEL_SECONDS = 15.0  # after everything healed …
 WAKING_SECONDS = 60.0  # … and when somebody has to ask everybody first
+UNDER_WAY_SECONDS = 2.0  # what was said before the healing, by whom did not know better, has come by then
 STEPS = 14
 QUIET_SECONDS = 8.0  # afterwards, in most stories …
 LONG_QUIET_SECONDS = 32.0  # … and in some longer than from one comparison of heads to the next
@@ -119,8 +120,9 @@ class Story:
         self._mend()
         self.street.run_until(self.checkers.unlevel, WAKING_SECONDS if self.somebody_wakes else LEVEL_SECONDS)
         self.promises.note_entries()
-        healthy_since, then = self.street.now, self.checkers.heads()
-        self.street.run(1)
+        healthy_since = self.street.now
+        self.street.run(UNDER_WAY_SECONDS)
+        then = self.checkers.heads()
         for home in self.checkers.honest:
             self._put(home, b"last-%d" % self.files)
         self.street.run(LONG_QUIET_SECONDS if self.seed % LONG_QUIET_EVERY == 0 else QUIET_SECONDS)
