@@ -7,6 +7,7 @@ anybody else; a fork of a feed of its own must be noticed and kept as evidence.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,7 @@ class Hostile:
             return f"{self.home.label} died over a fork of its feed"
         finally:
             twin.close()
+            shutil.rmtree(folder)
         self.forked = True
         checkers.forked_on_purpose[feed] = life.catalog.heads()[feed].hash, position.hash
         life.bell.ring()
