@@ -18,6 +18,7 @@ from simulation.world import Network
 from support.catalogs import put
 
 from collective.wire import submit_pb2
+from collective.wire.gossip_pb2 import GossipMessage, SignedGossip
 
 SEEDS = range(4)
 
@@ -75,6 +76,27 @@ def test_a_block_of_numbers_is_told_at_once(street: Street) -> None:
     request = submit_pb2.LeaseNumbersRequest(store_id=store, count=8)
     bob.life.spawn(bob.life.writing.numbers.lease(carol.domain, request), "a lease")
     street.run_until(lambda: "no entry" if bob.catalog.heads()[store].seq == before else unlevel(street, store), 1)
+
+
+def test_nothing_old_waits_for_a_silent_peer(street: Street) -> None:
+    """While carol does not answer, bob has much to say; when she does again, she hears the newest of it alone. Seeds of
+    the stories showed suspicions of long ago that were answered with news, behind which the next ones waited.
+    """
+    bob, carol = named(street, "bob"), named(street, "carol")
+    street.network.mend()
+    street.run(5)
+    street.network.block([bob.domain], [carol.domain])
+    for number in range(10):
+        write(bob, b"news-%d" % number)
+        street.run(0.25)
+    street.network.heal()
+    assert bob.life is not None
+    healed = bob.life.gossiping._engine.statements.lamport
+    carol.listens = True
+    street.run(5)
+    told = [GossipMessage.FromString(SignedGossip.FromString(raw).message) for raw in carol.overheard]
+    stamps = [message.lamport for message in told if message.source.endswith(bob.domain)]
+    assert sum(stamp <= healed for stamp in stamps) <= 1 < len(stamps)
 
 
 def test_an_epoch_based_on_an_old_backup_reaches_everybody(street: Street) -> None:

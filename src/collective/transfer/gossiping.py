@@ -4,8 +4,8 @@
     message came     ------->   engine.receive  -->  answers to the caller go back with the reply
     time             ------->   engine.tick
 
-A message to a peer waits in a short queue of its own; a peer that cannot be reached costs nobody else anything. What
-the engine says about one call is carried out in order, its state first.
+A message to a peer waits in a short queue of its own; a peer that cannot be reached costs nobody else anything, and hears
+nothing old when it is back. What the engine says about one call is carried out in order, its state first.
 """
 
 from __future__ import annotations
@@ -340,6 +340,9 @@ class Gossiping:
             reply = await self._dial.call(peer, raw)
         except CollectiveError as error:
             self._reasons[peer] = error.message
+            waiting = self._queues[peer]
+            while isinstance(error, Unreachable) and len(waiting) > 1:
+                waiting.popleft()  # old by now, suspicions long answered among it: the newest alone is tried again
             self._carry_out(self._engine.unreachable(peer, clock.monotonic()))
             return
         self._reasons.pop(peer, None)
