@@ -113,6 +113,22 @@ class TestGossip:
         first, *others = world.members.values()
         world.run_until(lambda: all(other.feeds.feeds == first.feeds.feeds for other in others), 60)
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_difference_is_looked_at_again_soon(self, seed: int) -> None:
+        """What a short cut kept from somebody shows in one heartbeat, and is there before the next."""
+        heartbeat_seconds = 60.0
+        world = memory_world(seed, 2, replace(LAN, heartbeat_seconds=heartbeat_seconds, gossip_seconds=1e6))
+        acquainted(world)
+        prober, other = world.members.values()
+        assert other.engine is not None
+        other.engine.membership._next_heartbeat = math.inf  # so that the next look is the prober's alone
+        world.network.block([prober.name], [other.name])
+        write(world, 0)
+        world.run(5)
+        world.network.heal()
+        assert not everybody_has(world)
+        world.run_until(lambda: everybody_has(world), heartbeat_seconds + 2)
+
     def test_more_than_ten_peers(self) -> None:
         """Twenty members, entries written everywhere at once, some messages lost: all get all."""
         world = memory_world(3, 20, network=Network(loss=0.05, duplication=0.05))

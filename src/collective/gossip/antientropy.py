@@ -60,6 +60,7 @@ class _Turn:
     backoff: float = 0.0
     unanswered: int = 0
     told: tuple[bytes, bytes] | None = None  # the pair of differing summaries seen last
+    look_at: float | None = None  # when the peer is told our summary once more, because of that
 
 
 @dataclass
@@ -83,8 +84,21 @@ class AntiEntropy:
         turn.due, turn.unanswered = max(now, turn.not_before), 0
 
     def due(self) -> float:
-        """When the next comparison is due."""
-        return min((turn.due for turn in self._turns.values() if turn.due is not None), default=float("inf"))
+        """When the next comparison, or second look, is due."""
+        moments = [moment for turn in self._turns.values() for moment in (turn.due, turn.look_at) if moment is not None]
+        return min(moments, default=float("inf"))
+
+    def look_again(self, peer: str, now: float) -> None:
+        """A difference was seen once: the peer is to see soon whether it lasts, and not only by the next heartbeat."""
+        turn = self._turns.setdefault(peer, _Turn())
+        turn.look_at = turn.look_at or now + self.settings.second_look_seconds
+
+    def take_looks(self, now: float) -> list[str]:
+        """Whom to tell our summary once more."""
+        peers = [peer for peer, turn in self._turns.items() if turn.look_at is not None and turn.look_at <= now]
+        for peer in peers:
+            self._turns[peer].look_at = None
+        return peers
 
     def take_due(self, now: float) -> list[str]:
         """With whom to compare now."""

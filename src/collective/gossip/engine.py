@@ -131,6 +131,9 @@ class Engine(Listener):
             self._next_gossip = now + self.settings.gossip_seconds
             if live := self.membership.live():
                 self.entropy.want(self._random.choice(live), now)
+        for peer in self.entropy.take_looks(now):
+            if peer in self.membership.peers:
+                self._outbox.to(peer, answer=True).summary = self._summary(peer)
         for peer in self.entropy.take_due(now):
             if peer in self.membership.peers:
                 message = self._outbox.to(peer)

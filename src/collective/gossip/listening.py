@@ -190,6 +190,8 @@ class Listener(Speaker):
                 if number == 0:
                     digest.stamps.extend(self.statements.stamps())
                 self._outbox.to(peer.domain, digest, single="digest").digest.CopyFrom(digest)
+        elif not message.answer:
+            self.entropy.look_again(peer.domain, now)
 
     def _take_digest(self, peer: Peer, message: GossipMessage, now: float) -> None:
         digest, complete = message.digest, not message.answer
