@@ -162,12 +162,12 @@ class Checkers:
         """
         strangers = [other.domain for other in self.homes if other not in self.honest]
         assert home.life is not None
-        numbers = home.life.writing.numbers
-        for store in home.catalog.datastores():
-            own_or_strange = store.owner in (home.domain, *strangers)
-            if not own_or_strange and numbers.may_write(store, None):
-                if home.catalog.stock_count(store.feed_id) < STOCK_COUNT:
-                    return True
+        if any(
+            home.life.writing.numbers.may_write(store, None) and home.catalog.stock_count(store.feed_id) < STOCK_COUNT
+            for store in home.catalog.datastores()
+            if store.owner not in (home.domain, *strangers)
+        ):
+            return True
         for owner in {store.owner: None for store in home.catalog.datastores()}:
             if owner not in strangers and home.catalog._one(
                 "SELECT 1 FROM staged s JOIN datastores d USING (feed_id) WHERE s.state <> 'refused' AND d.owner = ?",

@@ -132,9 +132,8 @@ class Wire:
         while True:
             network.messages += 1
             network.bytes += size_bytes
-            if (source, target) not in network.blocked and not (
-                network.loss and street.random.random() < network.loss
-            ):
+            is_lost = network.loss and street.random.random() < network.loss
+            if (source, target) not in network.blocked and not is_lost:
                 break
             if not resends or waited + wait > SILENCE_SECONDS:
                 await _silence(peer, SILENCE_SECONDS - waited)
