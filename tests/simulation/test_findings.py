@@ -99,6 +99,26 @@ def test_nothing_old_waits_for_a_silent_peer(street: Street) -> None:
     assert sum(stamp <= healed for stamp in stamps) <= 1 < len(stamps)
 
 
+def test_a_lie_about_what_was_sent_keeps_nothing_away(street: Street) -> None:
+    """dave sends alice an entry of bob's that she has, and calls it the next one. A seed of the stories showed that she
+    took the next one to be on its way for ever.
+    """
+    alice, bob, dave = (named(street, name) for name in ("alice", "bob", "dave"))
+    street.run(5)
+    store = store_of(bob)
+    street.run_until(lambda: unlevel(street, store), 60)
+    hostile = Hostile(dave, street, Random(1))
+    assert dave.life is not None
+    head = dave.catalog.heads()[store]
+    known = dave.catalog.entries_after(store, head.seq - 1)
+    head.seq += 1
+    street.network.mend()
+    hostile._push(dave.life, alice, store, head, known)
+    street.run(1)
+    write(bob, b"next")
+    street.run_until(lambda: unlevel(street, store), 10)
+
+
 def test_an_epoch_based_on_an_old_backup_reaches_everybody(street: Street) -> None:
     """bob is set back by forty entries and goes on without asking anybody: longer chains give way, nothing is lost."""
     bob, carol = named(street, "bob"), named(street, "carol")

@@ -98,7 +98,9 @@ class Engine(Listener):
         return self._finish()
 
     def refused(self, peer: str, feed: bytes, now: float) -> list[Effect]:
-        """What came of a feed did not fit, mostly because something before it is missing: compare with the peer."""
+        """What came of a feed did not fit, mostly because something before it is missing, or was not what the peer
+        said: compare with it.
+        """
         self._arriving.pop(feed, None)
         self.entropy.want(peer, now)
         return self._finish()

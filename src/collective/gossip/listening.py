@@ -136,7 +136,7 @@ class Listener(Speaker):
         if push.entries and follow and push.first_seq + len(push.entries) == head.seq + 1:
             self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
             fresh = tuple(push.entries[seq + 1 - push.first_seq :])
-            self._effects.append(Deliver(peer.domain, feed, fresh))
+            self._effects.append(Deliver(peer.domain, feed, fresh, head.place))
         elif self._pull(peer.domain, [feed]):
             self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
 
