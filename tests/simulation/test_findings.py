@@ -178,6 +178,7 @@ def test_a_forked_feed_is_not_pulled_for_ever(street: Street) -> None:
     checkers = Checkers(street, Promises())
     hostile = Hostile(dave, street, Random(1))
     assert dave.life is not None
+    street.network.mend()  # so that the other history arrives
     hostile.fork(dave.life, bob, checkers)
     (feed,) = checkers.forked_on_purpose
     street.run(60)
