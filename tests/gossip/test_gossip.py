@@ -235,6 +235,17 @@ class TestDetection:
         world.run(300)
         assert not [change for change in world.states if change[3] is State.DEAD]
 
+    def test_who_doubts_itself_no_longer_probes_as_often_as_others(self) -> None:
+        """A time of losses stretches the next heartbeat; answers to the probes of one shorten it again."""
+        world = acquainted(memory_world(5, 4))
+        member = next(iter(world.members.values()))
+        engine = member.engine
+        assert engine is not None
+        engine.membership.health = LAN.most_health
+        world.run(LAN.heartbeat_seconds + 1)
+        assert engine.membership.health == 0
+        assert 0 < engine.membership._next_heartbeat - member._time() <= LAN.heartbeat_seconds
+
     def test_leaving_is_not_dying(self) -> None:
         """Who says LEAVE is left at once everywhere, not suspected, and alive again when it comes back."""
         world = memory_world(13, 4)
