@@ -140,15 +140,15 @@ class AntiEntropy:
             hasher.update(feed + head.hash + head.seq.to_bytes(8, "big") + head.epoch_number.to_bytes(8, "big"))
         return hasher.digest(16)
 
-    def differs(self, peer: str, ours: bytes, theirs: bytes, now: float) -> bool:
-        """Take note of a peer's summary. True when it differs; seen twice the same, it is compared: a difference
-        seen once is mostly news on its way.
+    def differs(self, peer: str, ours: bytes, theirs: bytes, now: float, *, again: bool) -> bool:
+        """Take note of a peer's summary. True when it differs; seen twice the same, or `again` at a second look, it is
+        compared: a difference seen once is mostly news on its way.
         """
         turn = self._turns.setdefault(peer, _Turn())
         if ours == theirs:
             self.progressed(peer)
             return False
-        if turn.told == (ours, theirs):
+        if again or turn.told == (ours, theirs):
             self.want(peer, now)
         turn.told = (ours, theirs)
         return True

@@ -180,7 +180,8 @@ class Listener(Speaker):
 
     def _take_summary(self, peer: Peer, message: GossipMessage, now: float) -> None:
         ours = self._summary(peer.domain)
-        if not self.entropy.differs(peer.domain, ours, message.summary, now):
+        second_look = message.answer and not message.HasField("probe")
+        if not self.entropy.differs(peer.domain, ours, message.summary, now, again=second_look):
             peer.known = self.entropy.known_all(peer.domain)
             peer.compared = True
             if message.compare:
