@@ -17,6 +17,7 @@ from simulation.street import Street
 from simulation.world import Network
 from support.catalogs import put
 
+from collective.transfer.forward import ANSWER_SECONDS
 from collective.wire import submit_pb2
 from collective.wire.gossip_pb2 import GossipMessage, SignedGossip
 
@@ -117,6 +118,31 @@ def test_a_lie_about_what_was_sent_keeps_nothing_away(street: Street) -> None:
     street.run(1)
     write(bob, b"next")
     street.run_until(lambda: unlevel(street, store), 10)
+
+
+def test_a_longer_chain_of_an_older_epoch_does_not_hold_what_came_later(street: Street) -> None:
+    """bob is set back, and takes a change of carol's in his new epoch; her chain is longer and has not got there, so it
+    is staged. A seed of the stories showed that it was not: had bob been set back once more, it would have been lost.
+    """
+    bob, carol = named(street, "bob"), named(street, "carol")
+    street.network.mend()
+    street.run(5)
+    store = store_of(bob)
+    bob.keep_copy()
+    for number in range(5):
+        write(bob, b"told-%d" % number)
+    street.run_until(lambda: unlevel(street, store), 60)
+    bob.set_back(bob.copies[0])
+    street.network.block([carol.domain], list(street.homes))
+    bob.start(*street.homes)
+    assert bob.catalog.tend(bob.wall())
+    here, there = carol.catalog.heads()[store], bob.catalog.heads()[store]
+    assert (there.epoch_number, there.seq) > (here.epoch_number, here.seq)
+    assert there.seq < here.seq
+    assert carol.life is not None
+    arrived = carol.life.spawn(carol.life.writing.forwarder._arrived(carol.catalog.store(store), there), "arrived")
+    street.run(ANSWER_SECONDS + 1)
+    assert not arrived.result()
 
 
 def test_an_epoch_based_on_an_old_backup_reaches_everybody(street: Street) -> None:

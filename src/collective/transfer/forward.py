@@ -208,7 +208,7 @@ class Forwarder:
         while True:
             counter = self.catalog.change_counter()
             head = self.catalog.heads().get(store.feed_id)
-            if head is None or head.seq >= position.seq:
+            if head is None or (head.epoch_number, head.seq) >= (position.epoch_number, position.seq):
                 return True
             left = deadline - self.clock.monotonic()
             if left <= 0:
