@@ -120,6 +120,16 @@ class Checkers:
                 assert statement is None or other.has_said(statement.raw), (
                     f"{home.label} believes a statement that {other.label} never made"
                 )
+            self._check_prefixes(home)
+        forgotten = self.promises.forgotten(self.honest)
+        assert not forgotten, forgotten
+
+    def _check_prefixes(self, home: Home) -> None:
+        """Of every feed, a hostile member's too, a home has the first entries, without a gap."""
+        gaps = home.catalog._all(
+            "SELECT f.feed_id, f.owner FROM feeds f WHERE f.seq <> (SELECT count(*) FROM entries e WHERE e.feed = f.id)"
+        )
+        assert not gaps, f"{home.label} lacks entries in the middle of a feed of {gaps[0][1] or 'the root'}"
 
     def _owners(self) -> dict[bytes, Home]:
         """Of every feed that anybody has."""
@@ -318,6 +328,8 @@ class Checkers:
                 home.domain,
             )
             assert not refused, f"{home.label} signed what makes no sense: {refused[0]}"
+            doubled = home.catalog._all("SELECT reason FROM staged WHERE state = 'refused' AND reason LIKE '%number%'")
+            assert not doubled, f"what {home.label} staged was refused for its number: {doubled[0]}"
             for feed in home.catalog.own_heads():
                 kept = home.catalog.heads_kept.newest(feed)
                 assert kept is not None, f"{home.label} keeps no head of a feed of its own"

@@ -406,16 +406,21 @@ class Story:
         self._begin_again(home, database, without)
 
     def _lose_a_tail(self) -> None:
-        """What others took goes with a database; its home goes on without asking anybody."""
+        """What others took, or handed in, goes with a database; its home goes on without asking anybody."""
         home = self.mishaps.somebody()
         if home is None:
             return
         home.keep_copy()
+        others = [other for other in self.homes if other is not home]
+        for other in others if self.random.random() < 0.5 else ():
+            for store in self._writable(other) if other.life is not None else ():
+                if store.owner == home.domain:
+                    self._change_some(other, store)
         for _ in range(self.random.randint(1, 3)):
             if home.life is None or not self._put(home, self._name()):
                 return
         self.street.run(self.random.choice([0.1, 1.0]))
-        self._begin_again(home, home.copies[-1], [other.domain for other in self.homes if other is not home])
+        self._begin_again(home, self.random.choice(home.copies), [other.domain for other in others])
 
     def _begin_again(self, home: Home, database: bytes | None, without: list[str]) -> None:
         self.promises.note_entries()
@@ -423,6 +428,7 @@ class Story:
         self.checkers.note_allowed()
         self.somebody_wakes = True
         home.set_back(database)
+        self.promises.lose(home)
         self.promises.recount(self.checkers.honest)
         self.checkers.forgive(home)
         home.start(*without)
