@@ -139,6 +139,8 @@ def test_a_longer_chain_of_an_older_epoch_does_not_hold_what_came_later(street: 
     here, there = carol.catalog.heads()[store], bob.catalog.heads()[store]
     assert (there.epoch_number, there.seq) > (here.epoch_number, here.seq)
     assert there.seq < here.seq
+    assert not carol.catalog.has_reached(store, there)
+    assert bob.catalog.has_reached(store, there)
     assert carol.life is not None
     arrived = carol.life.spawn(carol.life.writing.forwarder._arrived(carol.catalog.store(store), there), "arrived")
     street.run(ANSWER_SECONDS + 1)
