@@ -142,10 +142,8 @@ class Checkers:
 
     # ------------------------------------------------------------ after healing
 
-    def unlevel(self) -> str:
-        """Why not every follower has the whole of every feed it may follow, sure of its own and with nothing on its
-        way; "" when all have.
-        """
+    def behind(self) -> str:
+        """Why not every follower has the whole of every feed it may follow; "" when all have."""
         honest = self.honest
         heads = {home: home.catalog.heads() for home in honest}
         for feed, owner in self._owners().items():
@@ -155,6 +153,13 @@ class Checkers:
             for home in honest:
                 if full is None or (self._allowed(owner, home, feed) and heads[home].get(feed) != full):
                     return f"{home.label} does not have all of feed {feed.hex()[:12]} of {owner.label}"
+        return ""
+
+    def unlevel(self) -> str:
+        """Why somebody is behind, unsure of its own feeds or of others, or has something on its way; "" when nobody."""
+        if behind := self.behind():
+            return behind
+        honest = self.honest
         for home in honest:
             assert home.life is not None
             if home.catalog.doubts():

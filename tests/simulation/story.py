@@ -24,7 +24,8 @@ from collective.wire import control_pb2, feed_pb2, submit_pb2
 __all__ = ["Story", "StoryFailed"]
 
 YEAR = 365 * 86400.0
-LEVEL_SECONDS = 15.0  # after everything healed …
+FEEDS_LEVEL_SECONDS = 10.0  # after everything healed …
+LEVEL_SECONDS = 15.0  # … with what waited for an owner; a call that began before it may have to end
 WAKING_SECONDS = 60.0  # … and when somebody has to ask everybody first
 UNDER_WAY_SECONDS = 2.0  # what was said before the healing, by whom did not know better, has come by then
 STEPS = 14
@@ -118,7 +119,11 @@ class Story:
             self.street.run(6)
             self._blink()  # the last that happens: nothing later brings what was missed
         self._mend()
-        self.street.run_until(self.checkers.unlevel, WAKING_SECONDS if self.somebody_wakes else LEVEL_SECONDS)
+        feeds_seconds, all_seconds = FEEDS_LEVEL_SECONDS, LEVEL_SECONDS
+        if self.somebody_wakes:
+            feeds_seconds = all_seconds = WAKING_SECONDS
+        took = self.street.run_until(self.checkers.behind, feeds_seconds)
+        self.street.run_until(self.checkers.unlevel, all_seconds - took)
         self.promises.note_entries()
         healthy_since = self.street.now
         self.street.run(UNDER_WAY_SECONDS)
