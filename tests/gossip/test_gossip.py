@@ -113,6 +113,22 @@ class TestGossip:
         first, *others = world.members.values()
         world.run_until(lambda: all(other.feeds.feeds == first.feeds.feeds for other in others), 60)
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_difference_is_looked_at_again_soon(self, seed: int) -> None:
+        """What a short cut kept from somebody shows in one heartbeat, and is there before the next."""
+        heartbeat_seconds = 60.0
+        world = memory_world(seed, 2, replace(LAN, heartbeat_seconds=heartbeat_seconds, gossip_seconds=1e6))
+        acquainted(world)
+        prober, other = world.members.values()
+        assert other.engine is not None
+        other.engine.membership._next_heartbeat = math.inf  # so that the next look is the prober's alone
+        world.network.block([prober.name], [other.name])
+        write(world, 0)
+        world.run(5)
+        world.network.heal()
+        assert not everybody_has(world)
+        world.run_until(lambda: everybody_has(world), heartbeat_seconds + 2)
+
     def test_more_than_ten_peers(self) -> None:
         """Twenty members, entries written everywhere at once, some messages lost: all get all."""
         world = memory_world(3, 20, network=Network(loss=0.05, duplication=0.05))
@@ -218,6 +234,17 @@ class TestDetection:
         world.states.clear()
         world.run(300)
         assert not [change for change in world.states if change[3] is State.DEAD]
+
+    def test_who_doubts_itself_no_longer_probes_as_often_as_others(self) -> None:
+        """A time of losses stretches the next heartbeat; answers to the probes of one shorten it again."""
+        world = acquainted(memory_world(5, 4))
+        member = next(iter(world.members.values()))
+        engine = member.engine
+        assert engine is not None
+        engine.membership.health = LAN.most_health
+        world.run(LAN.heartbeat_seconds + 1)
+        assert engine.membership.health == 0
+        assert 0 < engine.membership._next_heartbeat - member._time() <= LAN.heartbeat_seconds
 
     def test_leaving_is_not_dying(self) -> None:
         """Who says LEAVE is left at once everywhere, not suspected, and alive again when it comes back."""

@@ -17,6 +17,7 @@ from collective.catalog import Catalog
 from collective.catalog.keyring import readers_of
 from collective.core.address import FederatedAddress
 from collective.gossip import State
+from collective.transfer.numbers import STOCK_COUNT
 from collective.wire import feed_pb2
 
 __all__ = ["Checkers"]
@@ -34,7 +35,7 @@ class Checkers:
         self.homes = list(street.homes.values())
         self.hostile: Home | None = None
         self.removed: Home | None = None
-        self.forked_on_purpose: dict[bytes, bytes] = {}  # feed -> hash of the entry that few were shown
+        self.forked_on_purpose: dict[bytes, tuple[bytes, bytes]] = {}  # feed -> hashes of two entries for one place
         self._barred: dict[tuple[Home, Home, bytes], set[object]] = {}
         self._allowed_once: set[tuple[Home, bytes]] = set()
         self._rights: dict[tuple[Home, Home], tuple[Catalog, int, set[bytes]]] = {}
@@ -119,6 +120,16 @@ class Checkers:
                 assert statement is None or other.has_said(statement.raw), (
                     f"{home.label} believes a statement that {other.label} never made"
                 )
+            self._check_prefixes(home)
+        forgotten = self.promises.forgotten(self.honest)
+        assert not forgotten, forgotten
+
+    def _check_prefixes(self, home: Home) -> None:
+        """Of every feed, a hostile member's too, a home has the first entries, without a gap."""
+        gaps = home.catalog._all(
+            "SELECT f.feed_id, f.owner FROM feeds f WHERE f.seq <> (SELECT count(*) FROM entries e WHERE e.feed = f.id)"
+        )
+        assert not gaps, f"{home.label} lacks entries in the middle of a feed of {gaps[0][1] or 'the root'}"
 
     def _owners(self) -> dict[bytes, Home]:
         """Of every feed that anybody has."""
@@ -131,10 +142,8 @@ class Checkers:
 
     # ------------------------------------------------------------ after healing
 
-    def unlevel(self) -> str:
-        """Why not every follower has the whole of every feed it may follow, sure of its own and with nothing on its
-        way; "" when all have.
-        """
+    def behind(self) -> str:
+        """Why not every follower has the whole of every feed it may follow; "" when all have."""
         honest = self.honest
         heads = {home: home.catalog.heads() for home in honest}
         for feed, owner in self._owners().items():
@@ -144,6 +153,13 @@ class Checkers:
             for home in honest:
                 if full is None or (self._allowed(owner, home, feed) and heads[home].get(feed) != full):
                     return f"{home.label} does not have all of feed {feed.hex()[:12]} of {owner.label}"
+        return ""
+
+    def unlevel(self) -> str:
+        """Why somebody is behind, unsure of its own feeds or of others, or has something on its way; "" when nobody."""
+        if behind := self.behind():
+            return behind
+        honest = self.honest
         for home in honest:
             assert home.life is not None
             if home.catalog.doubts():
@@ -156,8 +172,17 @@ class Checkers:
         return ""
 
     def _under_way(self, home: Home) -> bool:
-        """Staged work that its owner could have answered, entries that go back to their writer or wait for it."""
+        """Staged work that its owner could have answered, numbers that are fetched from one (each block is an entry),
+        entries that go back to their writer or wait for it.
+        """
         strangers = [other.domain for other in self.homes if other not in self.honest]
+        assert home.life is not None
+        if any(
+            home.life.writing.numbers.may_write(store, None) and home.catalog.stock_count(store.feed_id) < STOCK_COUNT
+            for store in home.catalog.datastores()
+            if store.owner not in (home.domain, *strangers)
+        ):
+            return True
         for owner in {store.owner: None for store in home.catalog.datastores()}:
             if owner not in strangers and home.catalog._one(
                 "SELECT 1 FROM staged s JOIN datastores d USING (feed_id) WHERE s.state <> 'refused' AND d.owner = ?",
@@ -254,15 +279,21 @@ class Checkers:
                 )
 
     def _check_forks(self) -> None:
-        """Two histories of one feed are noticed where they meet, and kept as evidence."""
-        for feed, other in self.forked_on_purpose.items():
+        """Two histories of one feed are noticed where they meet, and kept as evidence. When the only home that had one
+        of them lost its database, they never meet.
+        """
+        for feed, hashes in self.forked_on_purpose.items():
             known = [home for home in self.honest if home.catalog.is_forked(feed)]
-            fell_for_it = any(home.catalog._one("SELECT 1 FROM entries WHERE hash = ?", other) for home in self.honest)
-            assert known or not fell_for_it, "nobody noticed a fork"
+            meet = all(any(self._has_entry(home, hash_) for home in self.homes) for hash_ in hashes)
+            assert known or not meet, "nobody noticed a fork"
             for home in known:
                 assert home.catalog._one("SELECT 1 FROM forks WHERE feed_id = ?", feed), (
                     f"{home.label} kept no evidence"
                 )
+
+    @staticmethod
+    def _has_entry(home: Home, hash_: bytes) -> bool:
+        return home.catalog._one("SELECT 1 FROM entries WHERE hash = ?", hash_) is not None
 
     def _check_trees(self) -> None:
         """Rows of a DataStore are the same wherever it is readable."""
@@ -302,6 +333,8 @@ class Checkers:
                 home.domain,
             )
             assert not refused, f"{home.label} signed what makes no sense: {refused[0]}"
+            doubled = home.catalog._all("SELECT reason FROM staged WHERE state = 'refused' AND reason LIKE '%number%'")
+            assert not doubled, f"what {home.label} staged was refused for its number: {doubled[0]}"
             for feed in home.catalog.own_heads():
                 kept = home.catalog.heads_kept.newest(feed)
                 assert kept is not None, f"{home.label} keeps no head of a feed of its own"

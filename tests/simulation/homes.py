@@ -249,7 +249,7 @@ class Life:
                 catalog, leases, forwarder, lambda store, version, size, writer: [writer, store.owner], bell, clock,
                 observer, domain, self.write,
             ),
-            numbers=NumberStock(catalog, coordinators, clock, observer, address, life, self.write),
+            numbers=NumberStock(catalog, coordinators, bell, clock, observer, address, life, self.write),
             uploads=None,  # type: ignore[arg-type]  # there are no chunks here
             bell=bell,
             catalog=catalog,

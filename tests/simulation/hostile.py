@@ -7,6 +7,7 @@ anybody else; a fork of a feed of its own must be noticed and kept as evidence.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class Hostile:
             return f"{self.home.label} would lie and does not run"
         victim = self.random.choice([other for other in self.street.homes.values() if other is not self.home])
         acts: list[Callable[[Life, Home], str]] = [self._alter, self._sign_for_another, self._too_much, self._hand_back]
-        acts += [self._replay, self._accuse, self._submit]
+        acts += [self._replay, self._accuse, self._submit, self._skip]
         if not self.forked and self.random.random() < 0.3:
             return self.fork(life, victim, checkers)
         return f"{self.home.label} to {victim.label}: {self.random.choice(acts)(life, victim)}"
@@ -98,6 +99,22 @@ class Hostile:
         self._push(life, victim, feed, head, [raw + bytes(HUGE_BYTES)])
         return "an entry that is too large"
 
+    def _skip(self, life: Life, victim: Home) -> str:
+        """The newer of two entries of its own, as if it were the next."""
+        feed = life.catalog.own_member_feed()
+        try:
+            for _ in range(2):
+                life.catalog.grant(b"/dave", [feed_pb2.READ], f"{victim.label}@media.collective")
+        except CollectiveError as error:
+            return f"it could not append: {error.message}"
+        except Killed:
+            return "it died over an entry"
+        head, theirs = life.catalog.heads()[feed], victim.catalog.heads().get(feed)
+        entries = life.catalog.entries_after(feed, head.seq - 1)
+        head.seq = (theirs.seq if theirs is not None else 0) + 1
+        self._push(life, victim, feed, head, entries)
+        return "an entry without the one before it"
+
     def _hand_back(self, life: Life, victim: Home) -> str:
         _, raw = self.random.choice(self._entries_of(life, victim))
         broken = bytearray(raw)
@@ -125,8 +142,9 @@ class Hostile:
             return f"{self.home.label} died over a fork of its feed"
         finally:
             twin.close()
+            shutil.rmtree(folder)
         self.forked = True
-        checkers.forked_on_purpose[feed] = position.hash
+        checkers.forked_on_purpose[feed] = life.catalog.heads()[feed].hash, position.hash
         life.bell.ring()
         self._push(life, victim, feed, position, entries)
         return f"{self.home.label} forks its feed before {victim.label}"
@@ -173,7 +191,8 @@ class Hostile:
         stores = [store for store in life.catalog.datastores() if store.owner == victim.domain]
         if not stores:
             return "it knows no DataStore there"
-        writer = self.random.choice([self.home.domain, victim.domain])
+        may = life.writing.numbers.may_write(stores[0], None)
+        writer = self.home.domain if may else self.random.choice([self.home.domain, victim.domain])
         create = feed_pb2.Create(
             parent=1,
             name=b"evil-%d" % self.random.randrange(99),

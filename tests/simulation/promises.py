@@ -36,6 +36,7 @@ class Promise:
     replaces: bytes = b""  # the content that its writer saw there; b"": none, it made the file
     removed: bool = False
     counts: bool = True
+    came_back: bool = False  # its writer had its entry once, or cannot have it, or lost its database
 
     def __str__(self) -> str:
         what = "the removal of" if self.removed else "what"
@@ -96,6 +97,25 @@ class Promises:
                 position = committed_at(promise.owner.catalog, promise.id)
                 if position is not None:
                     promise.entry_hash = position.hash
+
+    def forgotten(self, honest: Iterable[Home]) -> str:
+        """The first change that its writer has neither staged any more nor back as an entry, "" when there is none."""
+        honest = list(honest)
+        for promise in self.made:
+            home = promise.writer
+            if promise.came_back or home not in honest or home is promise.owner:
+                continue
+            promise.came_back = committed_at(home.catalog, promise.id) is not None or not any(
+                store.readable for store in home.catalog.datastores() if store.owner == promise.owner.domain
+            )
+            if not promise.came_back and not promise.is_held_by(home):
+                return f"{promise} is staged no more, and its entry is not there"
+        return ""
+
+    def lose(self, home: Home) -> None:
+        """What a home had staged went with its database."""
+        for promise in self.made:
+            promise.came_back = promise.came_back or promise.writer is home
 
     def recount(self, homes: Iterable[Home]) -> None:
         """A database was lost, or a home is none any more: what nobody else has is gone."""

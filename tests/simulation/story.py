@@ -24,8 +24,10 @@ from collective.wire import control_pb2, feed_pb2, submit_pb2
 __all__ = ["Story", "StoryFailed"]
 
 YEAR = 365 * 86400.0
-LEVEL_SECONDS = 15.0  # after everything healed …
+FEEDS_LEVEL_SECONDS = 10.0  # after everything healed …
+LEVEL_SECONDS = 15.0  # … with what waited for an owner; a call that began before it may have to end
 WAKING_SECONDS = 60.0  # … and when somebody has to ask everybody first
+UNDER_WAY_SECONDS = 2.0  # what was said before the healing, by whom did not know better, has come by then
 STEPS = 14
 QUIET_SECONDS = 8.0  # afterwards, in most stories …
 LONG_QUIET_SECONDS = 32.0  # … and in some longer than from one comparison of heads to the next
@@ -117,10 +119,15 @@ class Story:
             self.street.run(6)
             self._blink()  # the last that happens: nothing later brings what was missed
         self._mend()
-        self.street.run_until(self.checkers.unlevel, WAKING_SECONDS if self.somebody_wakes else LEVEL_SECONDS)
+        feeds_seconds, all_seconds = FEEDS_LEVEL_SECONDS, LEVEL_SECONDS
+        if self.somebody_wakes:
+            feeds_seconds = all_seconds = WAKING_SECONDS
+        took = self.street.run_until(self.checkers.behind, feeds_seconds)
+        self.street.run_until(self.checkers.unlevel, all_seconds - took)
         self.promises.note_entries()
-        healthy_since, then = self.street.now, self.checkers.heads()
-        self.street.run(1)
+        healthy_since = self.street.now
+        self.street.run(UNDER_WAY_SECONDS)
+        then = self.checkers.heads()
         for home in self.checkers.honest:
             self._put(home, b"last-%d" % self.files)
         self.street.run(LONG_QUIET_SECONDS if self.seed % LONG_QUIET_EVERY == 0 else QUIET_SECONDS)
@@ -404,16 +411,21 @@ class Story:
         self._begin_again(home, database, without)
 
     def _lose_a_tail(self) -> None:
-        """What others took goes with a database; its home goes on without asking anybody."""
+        """What others took, or handed in, goes with a database; its home goes on without asking anybody."""
         home = self.mishaps.somebody()
         if home is None:
             return
         home.keep_copy()
+        others = [other for other in self.homes if other is not home]
+        for other in others if self.random.random() < 0.5 else ():
+            for store in self._writable(other) if other.life is not None else ():
+                if store.owner == home.domain:
+                    self._change_some(other, store)
         for _ in range(self.random.randint(1, 3)):
             if home.life is None or not self._put(home, self._name()):
                 return
         self.street.run(self.random.choice([0.1, 1.0]))
-        self._begin_again(home, home.copies[-1], [other.domain for other in self.homes if other is not home])
+        self._begin_again(home, self.random.choice(home.copies), [other.domain for other in others])
 
     def _begin_again(self, home: Home, database: bytes | None, without: list[str]) -> None:
         self.promises.note_entries()
@@ -421,6 +433,7 @@ class Story:
         self.checkers.note_allowed()
         self.somebody_wakes = True
         home.set_back(database)
+        self.promises.lose(home)
         self.promises.recount(self.checkers.honest)
         self.checkers.forgive(home)
         home.start(*without)

@@ -1,8 +1,10 @@
 """The control wire between simulated homes: what `Channels` offers, over a network that delays, loses and cuts off.
 
-A call travels there and its answer back. Either may get lost: then the caller hears nothing, as long as its patience
-lasts, and does not know whether it was done. Messages travel as bytes; nobody shares an object with anybody. Gossip,
-and entries that answer a pull, may come out of the network as something else, or elsewhere (relay.py).
+A call travels there and its answer back. What is lost on the way is sent again, as TCP does, later each time; when
+nothing came through for so long that gRPC's pings would have given the connection up, the caller hears that, and does
+not know whether it was done. Gossip alone has it harder than in life: what is lost of it stays lost. Messages travel as
+bytes; nobody shares an object with anybody. Gossip, and entries that answer a pull, may come out of the network as
+something else, or elsewhere (relay.py).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["SILENCE_SECONDS", "Wire"]
 
 Reply = TypeVar("Reply", bound=Message)
-SILENCE_SECONDS = 3.5  # net/rpc pings a peer that says nothing; so long until a stream over a cut link breaks
+SILENCE_SECONDS = 3.5  # net/rpc pings a peer that says nothing; so long until a call over a cut link breaks
+RESEND_SECONDS = 0.2  # after which TCP sends again what nobody acknowledged; twice as long each time (RFC 6298)
 
 
 class Wire:
@@ -55,11 +58,12 @@ class Wire:
 
     async def _ask(self, peer: str, endpoint: str, method: str, request: Message) -> bytes:
         street, kind, raw = self._street, type(request), request.SerializeToString()
-        await self._dial(peer, endpoint, len(raw))
+        resends = method != "Gossip"
+        await self._dial(peer, endpoint, len(raw), resends=resends)
         target = street.homes[peer]
-        arriving = self._pass(self._domain, peer, raw) if method == "Gossip" else [raw]
+        arriving = [raw] if resends else self._pass(self._domain, peer, raw)
         if not arriving:
-            await _silence()
+            await _silence(peer)
         if street.network.duplication and street.random.random() < street.network.duplication:
             arriving *= 2
         *_, answering = [target.answer(self._domain, method, kind, one) for one in arriving]  # the others nobody hears
@@ -67,9 +71,9 @@ class Wire:
         assert life is not None
         await asyncio.wait([answering])
         if life.ended:
-            await _silence()  # the peer died over it
+            await self._gone(peer)  # the peer died over it
         answer = answering.result()
-        await self._travel(peer, self._domain, answer.ByteSize())
+        await self._travel(peer, self._domain, answer.ByteSize(), resends=resends)
         if isinstance(answer, control_pb2.GossipReply):
             told = [message.SerializeToString() for message in answer.messages]
             arriving = [one for reply in told for one in self._pass(peer, self._domain, reply)]
@@ -91,11 +95,7 @@ class Wire:
         self, peer: FederatedAddress, endpoint: str, method: str, request: Message, reply_type: type[Reply]
     ) -> AsyncGenerator[Reply, None]:
         """A stream of answers (of `Follow`, there is no other). Raises as `unary`."""
-        try:
-            async with asyncio.timeout(SILENCE_SECONDS):
-                await self._dial(peer.domain, endpoint, request.ByteSize())
-        except TimeoutError:
-            raise Unreachable(f"{peer.domain} is silent") from None
+        await self._dial(peer.domain, endpoint, request.ByteSize())
         life = self._street.homes[peer.domain].life
         assert life is not None
         replies = life.follow(self._domain, type(request).FromString(request.SerializeToString()))
@@ -105,40 +105,52 @@ class Wire:
                 return
             size_bytes = reply.ByteSize()
             self._street.network.entry_bytes += size_bytes
-            try:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    await self._travel(peer.domain, self._domain, size_bytes)
-            except TimeoutError:
-                raise Unreachable(f"{peer.domain} fell silent") from None
+            await self._travel(peer.domain, self._domain, size_bytes)
             answer = [(reply.feed_id, list(reply.entries))]
             for reply.feed_id, reply.entries[:] in self._street.network.answering(answer):
                 yield reply_type.FromString(reply.SerializeToString())
         raise Unreachable(f"{peer.domain} went away in the middle")
 
-    async def _dial(self, peer: str, endpoint: str, size_bytes: int) -> None:
+    async def _dial(self, peer: str, endpoint: str, size_bytes: int, *, resends: bool = True) -> None:
         """As net/channels: nobody removed is dialled, and nobody is found where it was once. Raises: as `unary`."""
         if self._life.ended:
-            await _silence()
+            await asyncio.Event().wait()  # the dead do not dial
         self._life.check_member(peer)
         if peer not in self._street.homes:
             raise Unreachable(f"nobody is called {peer}")
-        await self._travel(self._domain, peer, size_bytes)
+        await self._travel(self._domain, peer, size_bytes, resends=resends)
         if endpoint not in (self._street.homes[peer].place, f"{peer}:8001"):
             raise Unreachable(f"nobody listens at {endpoint}")
 
-    async def _travel(self, source: str, target: str, size_bytes: int) -> None:
-        """One message on its way; returns when it is there, or never. Raises: Unreachable when nobody listens."""
+    async def _travel(self, source: str, target: str, size_bytes: int, *, resends: bool = True) -> None:
+        """One message on its way; returns when it is there. Raises: Unreachable when nobody listens, or too long
+        nothing came through.
+        """
         street, network = self._street, self._street.network
-        network.messages += 1
-        network.bytes += size_bytes
-        if (source, target) in network.blocked or (network.loss and street.random.random() < network.loss):
-            await _silence()
+        peer = source if target == self._domain else target
+        waited, wait = 0.0, RESEND_SECONDS
+        while True:
+            network.messages += 1
+            network.bytes += size_bytes
+            is_lost = network.loss and street.random.random() < network.loss
+            if (source, target) not in network.blocked and not is_lost:
+                break
+            if not resends or waited + wait > SILENCE_SECONDS:
+                await _silence(peer, SILENCE_SECONDS - waited)
+            await asyncio.sleep(wait)
+            waited, wait = waited + wait, wait * 2
         await asyncio.sleep(street.random.uniform(network.least_delay, network.most_delay))
         if street.homes[target].life is None:
-            if not network.refuses:
-                await _silence()
-            raise Unreachable(f"nobody listens at {target}")
+            await self._gone(target)
+
+    async def _gone(self, peer: str) -> None:
+        """Nobody runs there (any more): its machine says so, or nothing does. Raises: Unreachable."""
+        if not self._street.network.refuses:
+            await _silence(peer)
+        raise Unreachable(f"nobody listens at {peer}")
 
 
-async def _silence() -> None:
-    await asyncio.Event().wait()
+async def _silence(peer: str, seconds: float = SILENCE_SECONDS) -> None:
+    """Nothing comes, until that is noticed. Raises: Unreachable."""
+    await asyncio.sleep(seconds)
+    raise Unreachable(f"{peer} is silent")

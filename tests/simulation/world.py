@@ -6,6 +6,7 @@ The members carry out effects as the coordinator's driver does; whole coordinato
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from collective.gossip import (
     StateChanged,
     Versions,
 )
+from collective.gossip.dissemination import Place
 
 PULL_TIMEOUT_SECONDS = 5.0
 START = 1_700_000_000.0
@@ -305,8 +307,8 @@ class Member:
                     self.durable = state
                 case Send(peer, raw):
                     self._send(peer, raw)
-                case Deliver(peer, feed, entries):
-                    self._deliver(peer, feed, entries)
+                case Deliver(peer, feed, entries, place):
+                    self._deliver(peer, feed, entries, place)
                 case Pull(peer, feeds):
                     self._pull(peer, feeds)
                 case StateChanged(domain, _, new):
@@ -330,15 +332,14 @@ class Member:
         if self.engine is not None and self.life == life:
             self._carry_out(self.engine.unreachable(peer, self._time()))
 
-    def _deliver(self, peer: str, feed: bytes, entries: Sequence[bytes]) -> None:
+    def _deliver(self, peer: str, feed: bytes, entries: Sequence[bytes], place: Place) -> None:
         assert self.engine is not None
-        try:
+        with contextlib.suppress(CollectiveError):
             self.feeds.receive(feed, entries)
-        except CollectiveError:
-            self.changed()
-            self._carry_out(self.engine.refused(peer, feed, self._time()))
-            return
         self.changed()
+        head = self.feeds.heads().get(feed)
+        if head is None or head.place < place:
+            self._carry_out(self.engine.refused(peer, feed, self._time()))
 
     def _pull(self, peer: str, feeds: Sequence[bytes]) -> None:
         """A request and its answer, each over the network; silence ends it."""

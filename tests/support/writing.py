@@ -105,6 +105,7 @@ class WritingMember:
         self.numbers = NumberStock(
             self.catalog,
             self,
+            self.bell,
             clock,
             self.events,
             FederatedAddress("coord", self.domain),

@@ -231,6 +231,11 @@ class Facts:
             for feed, number, epoch, seq, hash_ in rows
         }
 
+    def has_reached(self, feed_id: bytes, position: feed_pb2.Position) -> bool:
+        """Whether a feed got as far here: a longer chain of an older epoch did not."""
+        row = self._one("SELECT epoch_number, seq FROM feeds WHERE feed_id = ?", feed_id)
+        return row is not None and (as_int(row[0]), as_int(row[1])) >= (position.epoch_number, position.seq)
+
     def entries_after(
         self, feed_id: bytes, seq: int, *, max_bytes: int = 1 << 20, max_entries: int = 1024
     ) -> list[bytes]:

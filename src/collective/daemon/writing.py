@@ -97,7 +97,7 @@ def join_writing(ground: Foundation, life: Callable[[str], int]) -> Writing:
         leases=leases,
         forwarder=forwarder,
         submit=SubmitDesk(catalog, leases, forwarder, ground.choose_members, bell, clock, observer, own_domain, writer),
-        numbers=NumberStock(catalog, coordinators, clock, observer, ground.own.address, life, writer),
+        numbers=NumberStock(catalog, coordinators, bell, clock, observer, ground.own.address, life, writer),
         uploads=UploadDesk(catalog, ground.nodes, ground.tickets, bell, clock, own_domain, ground.store_secret),
         bell=bell,
         catalog=catalog,

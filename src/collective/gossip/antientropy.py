@@ -60,6 +60,7 @@ class _Turn:
     backoff: float = 0.0
     unanswered: int = 0
     told: tuple[bytes, bytes] | None = None  # the pair of differing summaries seen last
+    look_at: float | None = None  # when the peer is told our summary once more, because of that
 
 
 @dataclass
@@ -83,8 +84,21 @@ class AntiEntropy:
         turn.due, turn.unanswered = max(now, turn.not_before), 0
 
     def due(self) -> float:
-        """When the next comparison is due."""
-        return min((turn.due for turn in self._turns.values() if turn.due is not None), default=float("inf"))
+        """When the next comparison, or second look, is due."""
+        moments = [moment for turn in self._turns.values() for moment in (turn.due, turn.look_at) if moment is not None]
+        return min(moments, default=float("inf"))
+
+    def look_again(self, peer: str, now: float) -> None:
+        """A difference was seen once: the peer is to see soon whether it lasts, and not only by the next heartbeat."""
+        turn = self._turns.setdefault(peer, _Turn())
+        turn.look_at = turn.look_at or now + self.settings.second_look_seconds
+
+    def take_looks(self, now: float) -> list[str]:
+        """Whom to tell our summary once more."""
+        peers = [peer for peer, turn in self._turns.items() if turn.look_at is not None and turn.look_at <= now]
+        for peer in peers:
+            self._turns[peer].look_at = None
+        return peers
 
     def take_due(self, now: float) -> list[str]:
         """With whom to compare now."""
@@ -126,15 +140,15 @@ class AntiEntropy:
             hasher.update(feed + head.hash + head.seq.to_bytes(8, "big") + head.epoch_number.to_bytes(8, "big"))
         return hasher.digest(16)
 
-    def differs(self, peer: str, ours: bytes, theirs: bytes, now: float) -> bool:
-        """Take note of a peer's summary. True when it differs; seen twice the same, it is compared: a difference
-        seen once is mostly news on its way.
+    def differs(self, peer: str, ours: bytes, theirs: bytes, now: float, *, again: bool) -> bool:
+        """Take note of a peer's summary. True when it differs; seen twice the same, or `again` at a second look, it is
+        compared: a difference seen once is mostly news on its way.
         """
         turn = self._turns.setdefault(peer, _Turn())
         if ours == theirs:
             self.progressed(peer)
             return False
-        if turn.told == (ours, theirs):
+        if again or turn.told == (ours, theirs):
             self.want(peer, now)
         turn.told = (ours, theirs)
         return True

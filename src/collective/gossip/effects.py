@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from collective.gossip.dissemination import Place
 from collective.gossip.membership import State
 from collective.wire.feed_pb2 import Endpoint
 
@@ -20,11 +21,12 @@ class Send:
 
 @dataclass(frozen=True)
 class Deliver:
-    """Entries of one feed, in order, not verified yet."""
+    """Entries of one feed, in order, not verified yet, said to lead up to `place`; if they do not, say `refused`."""
 
     peer: str
     feed: bytes
     entries: tuple[bytes, ...]
+    place: Place
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,9 @@ class Engine(Listener):
         return self._finish()
 
     def refused(self, peer: str, feed: bytes, now: float) -> list[Effect]:
-        """What came of a feed did not fit, mostly because something before it is missing: compare with the peer."""
+        """What came of a feed did not fit, mostly because something before it is missing, or was not what the peer
+        said: compare with it.
+        """
         self._arriving.pop(feed, None)
         self.entropy.want(peer, now)
         return self._finish()
@@ -131,6 +133,9 @@ class Engine(Listener):
             self._next_gossip = now + self.settings.gossip_seconds
             if live := self.membership.live():
                 self.entropy.want(self._random.choice(live), now)
+        for peer in self.entropy.take_looks(now):
+            if peer in self.membership.peers:
+                self._outbox.to(peer, answer=True).summary = self._summary(peer)
         for peer in self.entropy.take_due(now):
             if peer in self.membership.peers:
                 message = self._outbox.to(peer)

@@ -136,7 +136,7 @@ class Listener(Speaker):
         if push.entries and follow and push.first_seq + len(push.entries) == head.seq + 1:
             self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
             fresh = tuple(push.entries[seq + 1 - push.first_seq :])
-            self._effects.append(Deliver(peer.domain, feed, fresh))
+            self._effects.append(Deliver(peer.domain, feed, fresh, head.place))
         elif self._pull(peer.domain, [feed]):
             self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
 
@@ -180,7 +180,8 @@ class Listener(Speaker):
 
     def _take_summary(self, peer: Peer, message: GossipMessage, now: float) -> None:
         ours = self._summary(peer.domain)
-        if not self.entropy.differs(peer.domain, ours, message.summary, now):
+        second_look = message.answer and not message.HasField("probe")
+        if not self.entropy.differs(peer.domain, ours, message.summary, now, again=second_look):
             peer.known = self.entropy.known_all(peer.domain)
             peer.compared = True
             if message.compare:
@@ -190,6 +191,8 @@ class Listener(Speaker):
                 if number == 0:
                     digest.stamps.extend(self.statements.stamps())
                 self._outbox.to(peer.domain, digest, single="digest").digest.CopyFrom(digest)
+        elif not message.answer:
+            self.entropy.look_again(peer.domain, now)
 
     def _take_digest(self, peer: Peer, message: GossipMessage, now: float) -> None:
         digest, complete = message.digest, not message.answer

@@ -207,6 +207,7 @@ class Membership:
         del self._probes[nonce]
         if source == probe.target and self.health:
             self.health -= 1
+            self._next_heartbeat -= self._settings.heartbeat_seconds  # as if it had thought so when it last probed
         return (probe.asker, probe.asker_nonce) if probe.asker else None
 
     def not_answered(self, nonce: int) -> None:

@@ -207,8 +207,7 @@ class Forwarder:
         deadline = self.clock.monotonic() + ANSWER_SECONDS
         while True:
             counter = self.catalog.change_counter()
-            head = self.catalog.heads().get(store.feed_id)
-            if head is None or head.seq >= position.seq:
+            if store.feed_id not in self.catalog.heads() or self.catalog.has_reached(store.feed_id, position):
                 return True
             left = deadline - self.clock.monotonic()
             if left <= 0:

@@ -4,8 +4,8 @@
     message came     ------->   engine.receive  -->  answers to the caller go back with the reply
     time             ------->   engine.tick
 
-A message to a peer waits in a short queue of its own; a peer that cannot be reached costs nobody else anything. What
-the engine says about one call is carried out in order, its state first.
+A message to a peer waits in a short queue of its own; a peer that cannot be reached costs nobody else anything, and
+hears nothing old when it is back. What the engine says about one call is carried out in order, its state first.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class Gossiping:
                     replies.append(raw)
                 case Send(peer, raw):
                     self._queue(peer, raw)
-                case Deliver(peer, feed, _):
+                case Deliver(peer, feed):
                     try:
                         self._deliveries.put_nowait(effect)
                     except asyncio.QueueFull:
@@ -340,6 +340,9 @@ class Gossiping:
             reply = await self._dial.call(peer, raw)
         except CollectiveError as error:
             self._reasons[peer] = error.message
+            waiting = self._queues[peer]
+            while isinstance(error, Unreachable) and len(waiting) > 1:
+                waiting.popleft()  # old by now, suspicions long answered among it: the newest alone is tried again
             self._carry_out(self._engine.unreachable(peer, clock.monotonic()))
             return
         self._reasons.pop(peer, None)
@@ -374,11 +377,14 @@ class Gossiping:
             batch = await self._deliveries.get()
             try:
                 await self._parts.taker.take(batch.peer, batch.feed, batch.entries)
+                head = read_heads(self._parts.catalog).get(batch.feed)
+                if head is not None and head.place >= batch.place:
+                    continue  # else they were known before, and said to be new
             except Exception as error:
                 if not isinstance(error, CollectiveError):
                     told = f"{type(error).__name__}: {error}"
                     self._parts.observer.event("gossip.unexpected", what="deliver", error=told)
-                self._carry_out(self._engine.refused(batch.peer, batch.feed, self._parts.clock.monotonic()))
+            self._carry_out(self._engine.refused(batch.peer, batch.feed, self._parts.clock.monotonic()))
 
     async def _pull(self, peer: str, feeds: Sequence[bytes]) -> None:
         pulled = Pulled(progress=False, complete=False)

@@ -15,6 +15,7 @@ from collective.core.clock import Clock
 from collective.core.errors import CollectiveError, Refused, Unreachable
 from collective.core.observe import Observer
 from collective.transfer.asking import Coordinators
+from collective.transfer.events import ChangeBell
 from collective.wire import feed_pb2, submit_pb2
 
 __all__ = ["NumberStock"]
@@ -33,6 +34,7 @@ class NumberStock:
 
     catalog: Catalog
     coordinators: Coordinators
+    bell: ChangeBell
     clock: Clock
     observer: Observer
     own_address: FederatedAddress
@@ -82,6 +84,7 @@ class NumberStock:
             raise Refused(verdict.reason)
         leased: list[range] = []
         await self.write(lambda: leased.append(self.catalog.lease_numbers(store.feed_id, member, request.count)))
+        self.bell.ring()  # it is an entry as any other: followers hear of it now
         return submit_pb2.LeaseNumbersReply(first=leased[0].start, count=len(leased[0]))
 
     def may_write(self, store: DataStore, path: bytes | None) -> bool:
