@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from collective.core.address import parse_address
 from collective.daemon.foundation import Foundation
 from collective.gossip import LAN, WAN, Self
+from collective.net.dns import ServiceRecords
+from collective.transfer.finding import Finder
 from collective.transfer.gossip_view import MemberKeys
 from collective.transfer.gossiping import Gossiping, GossipParts
 from collective.transfer.sync import EntryTaker
@@ -30,6 +32,7 @@ def join_gossip(ground: Foundation, taker: EntryTaker) -> Gossiping:
         catalog=ground.catalog,
         bell=ground.bell,
         book=ground.book,
+        finder=Finder([("direct", ServiceRecords().places)], ground.clock),
         channels=ground.channels,
         clock=ground.clock,
         observer=ground.observer,
