@@ -21,7 +21,6 @@ from collective.net.endpoints import parse_host_port
 __all__ = ["DEFAULT_PORT", "ServiceRecords"]
 
 DEFAULT_PORT = 8001  # of a member that is known by its domain alone
-ANSWER_SECONDS = 3.0
 MAX_RECORDS = 64  # looked at in one answer; it may have come from anywhere
 
 
@@ -31,12 +30,13 @@ class ServiceRecords:
 
     servers: Sequence[str] = ()
     port: int = 53
+    timeout_seconds: float = 3.0
 
     async def places(self, domain: str) -> list[str]:
         """HOST:PORT of gRPC ports, by priority, then weight. A DNS that does not answer knows of no record."""
         try:
             answer = await self._resolver().resolve(
-                f"_collective._tcp.{domain}.", "SRV", lifetime=ANSWER_SECONDS, raise_on_no_answer=False
+                f"_collective._tcp.{domain}.", "SRV", lifetime=self.timeout_seconds, raise_on_no_answer=False
             )
             records = [record for record in list(answer)[:MAX_RECORDS] if isinstance(record, SRV)]
         except (dns.exception.DNSException, OSError):
