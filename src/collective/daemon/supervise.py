@@ -101,16 +101,18 @@ async def keep_running(run_one: Callable[[], Awaitable[None]], clock: Clock) -> 
         pause = min(pause * 2, LAST_PAUSE_SECONDS)
 
 
-async def start_process(arguments: Sequence[str], log_path: Path) -> asyncio.subprocess.Process:
-    """This program as a child, all it says in the log."""
+async def start_process(
+    arguments: Sequence[str], log_path: Path, *, talking: bool = False
+) -> asyncio.subprocess.Process:
+    """This program as a child, what it says in the log; `talking` keeps its stdin and stdout for the caller."""
     with log_path.open("ab") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "collective.cli.main",
             *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
+            stdin=asyncio.subprocess.PIPE if talking else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE if talking else log,
             stderr=log,
         )
 
