@@ -79,6 +79,13 @@ class Network:
             _run("ip", "-n", made.namespace, "link", "set", device, "up")
         return made
 
+    def move(self, name: str, address: str) -> None:
+        """Give a host another address, or none; its `Host` keeps the one it was made with."""
+        namespace = self.hosts[name].namespace
+        _run("ip", "-n", namespace, "addr", "flush", "dev", "eth0", "scope", "global")
+        if address:
+            _run("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
+
     def cut(self, one: str, other: str) -> None:
         """Drop everything between two hosts, both ways, without a word to either."""
         self.cut_one_way(one, other)

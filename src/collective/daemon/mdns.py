@@ -43,7 +43,7 @@ MAX_PLACES = 8
 MAX_ANSWERS = 64  # places that one question takes in
 MAX_ADDRESSES = 16  # of this machine; more would not fit one packet beside the rest
 LOOK_SECONDS = 10.0  # until a changed address of this machine is noticed
-RETRY_SECONDS = 30.0  # where there is no multicast, or no network yet
+RETRY_SECONDS = 10.0  # where there is no multicast, or no network yet
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
