@@ -103,11 +103,14 @@ def test_the_plans_variables(file: Path) -> None:
         "DATASTORE_MEDIA": "/media",
         "DATASTORE_BACKUP": "/backups",
         "GOSSIP_ENABLED": "true",
+        "MDNS_ENABLED": "false",
         "NETWORK_ENDPOINTS": "direct:alice.example.com:8001,vpn:10.0.0.1:8001",
     }
     config = load_coordinator_config(file, variables)
     assert config.federation.domain == "other.collective"
     assert config.coordinator.storage_capacity == 30 * 10**12
+    assert config.network.mdns is False
+    assert load_coordinator_config(file, {}).network.mdns is None, "left to where the home listens"
     assert {store.path: store.strategy for store in config.datastores}["/backups"] == "backup"
     assert [end.address for end in config.network.endpoints] == ["alice.example.com:8001", "10.0.0.1:8001"]
     node = load_node_config(

@@ -57,7 +57,7 @@ def test_modules_are_small_and_well_named(path: Path) -> None:
 
 
 def test_sql_and_fuse_stay_in_their_rooms() -> None:
-    """SQL only in the catalogue, pyfuse3 only in the mount's adapter, gRPC only in net."""
+    """SQL only in the catalogue, pyfuse3 only in the mount's adapter, gRPC and DNS only in net, mDNS in its process."""
     for path in MODULES:
         room = path.relative_to(SOURCE).parts[0]
         imported = imports_of(path)
@@ -66,7 +66,9 @@ def test_sql_and_fuse_stay_in_their_rooms() -> None:
         if path.parent.name != "mount":
             assert "pyfuse3" not in imported, path
         if room != "net":
-            assert not any(name == "grpc" or name.startswith("grpc.") for name in imported), path
+            assert not {name.partition(".")[0] for name in imported} & {"grpc", "dns"}, path
+        if path != SOURCE / "daemon" / "mdns.py":
+            assert not {name.partition(".")[0] for name in imported} & {"zeroconf", "ifaddr"}, path
 
 
 def test_clocks_are_read_by_daemons_and_commands_alone() -> None:
@@ -86,6 +88,16 @@ def test_help_is_instant() -> None:
         "try: collective.main(['--help'], standalone_mode=False)\n"
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('grpc', 'pyfuse3', 'cryptography')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_mdns_process_has_no_keys() -> None:
+    """What reads everybody's packets loads nothing that could open a home's identity, and is small."""
+    code = (
+        "import sys; import collective.cli.mdns\n"
+        "sys.exit(any(name in sys.modules for name in ('grpc', 'cryptography', 'collective.identity', 'sqlite3')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

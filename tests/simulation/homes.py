@@ -33,6 +33,7 @@ from collective.gossip.messages import TAG
 from collective.net.rpc import Caller
 from collective.transfer.asking import Coordinators
 from collective.transfer.events import ChangeBell
+from collective.transfer.finding import Finder
 from collective.transfer.forward import Forwarder
 from collective.transfer.gossip_view import MemberKeys
 from collective.transfer.gossiping import Gossiping, GossipParts
@@ -212,6 +213,7 @@ class Life:
             catalog=self.catalog,
             bell=self.bell,
             book=self.book,
+            finder=Finder([("direct", self._by_domain)], self.clock),
             channels=self.wire,
             clock=self.clock,
             observer=home.witness,
@@ -234,6 +236,10 @@ class Life:
             read=self.write,
         )
         return Gossiping(parts, Random(street.random.getrandbits(64)))
+
+    async def _by_domain(self, domain: str) -> list[str]:
+        """What DNS says of a member that told nothing: a place where nobody is."""
+        return [] if self.book.endpoints(domain) else [f"{domain}:8001"]
 
     def _join_writing(self, address: FederatedAddress) -> Writing:
         catalog, bell, clock, observer = self.catalog, self.bell, self.clock, self.home.witness

@@ -59,7 +59,8 @@ class Home:
     """One member's home on this machine and the processes that belong to it.
 
     `address`: where it listens and is reached; `lane_host` and `node_host`: where those two listen, when elsewhere.
-    `told_ports`: where others are told that its gRPC port and its lane are, when something lies between.
+    `told_ports`: where others are told that its gRPC port and its lane are, when something lies between. `hidden`:
+    nobody is told anything.
     """
 
     path: Path
@@ -72,12 +73,17 @@ class Home:
     lane_host: str = ""
     node_host: str = ""
     told_ports: list[int] = field(default_factory=list)
+    hidden: bool = False
     prefix: list[str] = field(default_factory=list)  # words before each command: where it runs (support/networks)
 
     @property
     def endpoint(self) -> str:
         grpc, lane = (self.told_ports or self.ports)[:2]
         return f"lan:{self.address}:{grpc},{lane}"
+
+    @property
+    def endpoint_option(self) -> list[str]:
+        return [] if self.hidden else ["--endpoint", self.endpoint]
 
     def command(self, *arguments: str | Path) -> list[str]:
         return [
@@ -189,8 +195,8 @@ class Federation:
     def found(self, name: str = "alice", **settings: Any) -> Home:
         home = self._home(name, **settings)
         home.ok(
-            "federation", "init", "--domain", "media.collective", "--member", name, "--endpoint", home.endpoint,
-            "--no-datastores",
+            "federation", "init", "--domain", "media.collective", "--member", name, "--no-datastores",
+            *home.endpoint_option,
         )  # fmt: skip
         return home
 
@@ -199,7 +205,7 @@ class Federation:
         home = self._home(name, **settings)
         bundle = self.root / f"{name}.bundle"
         issuer.ok("federation", "bundle", "--member", name, "--out", bundle)
-        home.ok("federation", "join", "--bundle", bundle, "--endpoint", home.endpoint)
+        home.ok("federation", "join", "--bundle", bundle, *home.endpoint_option)
         return home
 
     def connected(self) -> None:

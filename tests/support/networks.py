@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,13 @@ class Network:
             _run("ip", "-n", made.namespace, "link", "set", device, "up")
         return made
 
+    def move(self, name: str, address: str) -> None:
+        """Give a host another address, or none; its `Host` keeps the one it was made with."""
+        namespace = self.hosts[name].namespace
+        _run("ip", "-n", namespace, "addr", "flush", "dev", "eth0", "scope", "global")
+        if address:
+            _run("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
+
     def cut(self, one: str, other: str) -> None:
         """Drop everything between two hosts, both ways, without a word to either."""
         self.cut_one_way(one, other)
@@ -100,3 +108,23 @@ class Network:
         """Take everything away; what still runs in a namespace keeps it until it ends."""
         for namespace in [*(host.namespace for host in self.hosts.values()), self._bridge]:
             _run("ip", "netns", "delete", namespace)
+
+
+def require_multicast() -> None:
+    """Skip where this machine's loopback carries no multicast; CI must have it."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        here, group = socket.inet_aton("127.0.0.1"), socket.inet_aton("224.0.0.251")
+        try:
+            receiver.bind(("", 0))
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + here)
+            receiver.settimeout(2)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, here)
+            sender.sendto(b"there", ("224.0.0.251", receiver.getsockname()[1]))
+            receiver.recv(16)
+        except OSError as error:
+            if os.environ.get("CI"):
+                pytest.fail(f"there is no multicast on this machine's loopback: {error}")
+            pytest.skip(f"there is no multicast on this machine's loopback: {error}")

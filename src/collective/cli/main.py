@@ -37,6 +37,7 @@ __all__ = ["main"]
         "mount": ("collective.cli.mounts", "mount", "show the library as a folder"),
         "umount": ("collective.cli.mounts", "umount", "take the folder away"),
         "heir": ("collective.cli.mounts", "heir", ""),
+        "mdns": ("collective.cli.mdns", "mdns", ""),
         "status": ("collective.cli.status", "status", "how this home and its peers are"),
         "ping": ("collective.cli.status", "ping", "reach another member's coordinator"),
         "demo": ("collective.cli.demo", "demo", "three homes on this machine, one film, one of them killed"),

@@ -94,9 +94,13 @@ class EndpointConfig(_Section):
 
 
 class NetworkSection(_Section):
-    """How others reach this home, and how paths are chosen."""
+    """How others reach this home, and how paths are chosen.
+
+    `mdns`: tell the own network of this home and look for members there; null: unless it listens on loopback alone.
+    """
 
     endpoints: tuple[EndpointConfig, ...] = ()
+    mdns: bool | None = None
     prefer_local: bool = True
     fallback_enabled: bool = True
 
@@ -167,6 +171,7 @@ _COORDINATOR_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "FEDERATION_DOMAIN": ("federation", "domain"),
     "MEMBER_DOMAIN": ("federation", "member_domain"),
     "GOSSIP_ENABLED": ("federation", "enable_gossip"),
+    "MDNS_ENABLED": ("network", "mdns"),
     "STORAGE_CAPACITY": ("coordinator", "storage_capacity"),
     "STORAGE_PATH": ("coordinator", "storage_path"),
 }

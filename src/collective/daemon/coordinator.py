@@ -11,6 +11,7 @@ from collective.core.observe import Observer
 from collective.daemon.config import unbuilt_keys
 from collective.daemon.foundation import CoordinatorSettings, open_foundation
 from collective.daemon.home import Home
+from collective.daemon.neighbours import is_wanted
 from collective.daemon.parts import Parts, assemble
 from collective.daemon.runtime import ready
 from collective.daemon.supervise import Heirs, NodeChild
@@ -47,7 +48,7 @@ async def run_coordinator(
             lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
             await server.start_unix(home.socket)
-            await _serve(parts, settings, f"{parse_host_port(settings.listen)[0]}:{grpc_port}", stop)
+            await _serve(parts, settings, grpc_port, lane_port, stop)
         finally:
             await server.stop(STOP_GRACE_SECONDS)
             await lane.stop()
@@ -55,8 +56,12 @@ async def run_coordinator(
             home.socket.unlink(missing_ok=True)
 
 
-async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str, stop: asyncio.Event) -> None:
+async def _serve(
+    parts: Parts, settings: CoordinatorSettings, grpc_port: int, lane_port: int, stop: asyncio.Event
+) -> None:
     ground = parts.foundation
+    host = parse_host_port(settings.listen)[0]
+    grpc_address = f"{host}:{grpc_port}"
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
 
@@ -78,6 +83,8 @@ async def _serve(parts: Parts, settings: CoordinatorSettings, grpc_address: str,
         tending = parts.tending(settings)
         await tending.begin(ground.config.datastores)
         begin("loop watch", parts.watch.run())
+        if is_wanted(ground.config.network.mdns, host):
+            begin("neighbours", parts.neighbours.run(host, grpc_port, lane_port))
         begin("gossip", parts.gossiping.run())
         begin("introductions", parts.introductions.run())
         begin("recall", parts.recall.run())

@@ -9,7 +9,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from collective.core.address import parse_address
 from collective.daemon.foundation import Foundation
+from collective.daemon.neighbours import Neighbours
 from collective.gossip import LAN, WAN, Self
+from collective.net.dns import ServiceRecords
+from collective.transfer.finding import Finder
 from collective.transfer.gossip_view import MemberKeys
 from collective.transfer.gossiping import Gossiping, GossipParts
 from collective.transfer.sync import EntryTaker
@@ -17,7 +20,7 @@ from collective.transfer.sync import EntryTaker
 __all__ = ["join_gossip"]
 
 
-def join_gossip(ground: Foundation, taker: EntryTaker) -> Gossiping:
+def join_gossip(ground: Foundation, taker: EntryTaker, neighbours: Neighbours) -> Gossiping:
     """The driver of this home's gossip, not running yet.
 
     Without `enable_gossip` it keeps to the bootstrap peers and answers who asks. Homes that name an endpoint beyond
@@ -30,6 +33,7 @@ def join_gossip(ground: Foundation, taker: EntryTaker) -> Gossiping:
         catalog=ground.catalog,
         bell=ground.bell,
         book=ground.book,
+        finder=Finder([("lan", neighbours.places), ("direct", ServiceRecords().places)], ground.clock),
         channels=ground.channels,
         clock=ground.clock,
         observer=ground.observer,

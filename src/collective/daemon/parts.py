@@ -9,6 +9,7 @@ from collective.admission import AdmissionDesk, Goodbye, LeaveDesk, admission_ro
 from collective.daemon.foundation import CoordinatorSettings, Foundation
 from collective.daemon.gossip import join_gossip
 from collective.daemon.loopwatch import LoopWatch
+from collective.daemon.neighbours import Neighbours
 from collective.daemon.snapshots import join_snapshots
 from collective.daemon.tending import Tending, pledge
 from collective.daemon.writing import Writing, join_writing
@@ -41,6 +42,7 @@ class Parts:
     """What stands on the foundation. Nothing runs yet."""
 
     foundation: Foundation
+    neighbours: Neighbours
     gossiping: Gossiping
     introductions: Introductions
     recall: Recall
@@ -166,10 +168,12 @@ def assemble(ground: Foundation, stop: Callable[[], None] = lambda: None) -> Par
         ground.catalog, ground.bell, ground.channels, ground.observer, ground.writer, ground.after_receive,
         snapshots.taker.take,
     )  # fmt: skip
-    gossiping = join_gossip(ground, taker)
+    neighbours = Neighbours(own_domain, ground.root, ground.home.path / "mdns.log", ground.clock, ground.observer)
+    gossiping = join_gossip(ground, taker, neighbours)
     policy = NodePolicy(own_domain, ground.household.keys.signing_key.public_key(), ground.tickets.policy_epoch)
     return Parts(
         foundation=ground,
+        neighbours=neighbours,
         gossiping=gossiping,
         introductions=Introductions(
             ground.catalog, ground.book, Coordinators(ground.channels, ground.book), ground.introduction,

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from collective.core.clock import Clock
 from collective.core.observe import Observer
 from collective.transfer.serve_leases import LeaseDesk
 
-__all__ = ["Heirs", "NodeChild"]
+__all__ = ["Heirs", "NodeChild", "keep_running", "start_process", "stop_process"]
 
 FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 5.0  # readers and writers of this home wait for it
@@ -36,23 +36,19 @@ class NodeChild:
 
     async def run(self) -> None:
         """Ends only by cancellation."""
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            began = self._clock.monotonic()
-            process = await _start(self._arguments, self._log_path)
-            self.pid = process.pid
-            self._observer.event("node.started", pid=process.pid)
-            try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                await _stop(process)
-                raise
-            self.pid = None
-            self._observer.event("node.ended", exit_code=code, log=str(self._log_path))
-            if self._clock.monotonic() - began > STEADY_SECONDS:
-                pause = FIRST_PAUSE_SECONDS
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LAST_PAUSE_SECONDS)
+        await keep_running(self._run_one, self._clock)
+
+    async def _run_one(self) -> None:
+        process = await start_process(self._arguments, self._log_path)
+        self.pid = process.pid
+        self._observer.event("node.started", pid=process.pid)
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            await stop_process(process)
+            raise
+        self.pid = None
+        self._observer.event("node.ended", exit_code=code, log=str(self._log_path))
 
 
 class Heirs:
@@ -80,7 +76,7 @@ class Heirs:
 
     async def _run_one(self) -> None:
         try:
-            process = await _start(self._arguments, self._log_path)
+            process = await start_process(self._arguments, self._log_path)
         except OSError as error:  # no memory, no descriptors: tried again
             self._observer.event("heir.not_started", reason=str(error))
             return
@@ -88,25 +84,41 @@ class Heirs:
         try:
             code = await process.wait()
         except asyncio.CancelledError:
-            await _stop(process)
+            await stop_process(process)
             raise
         self._observer.event("heir.ended", exit_code=code, log=str(self._log_path))
 
 
-async def _start(arguments: Sequence[str], log_path: Path) -> asyncio.subprocess.Process:
+async def keep_running(run_one: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """One life after the other, with pauses that double while lives are short. Ends only by cancellation."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        began = clock.monotonic()
+        await run_one()
+        if clock.monotonic() - began > STEADY_SECONDS:
+            pause = FIRST_PAUSE_SECONDS
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LAST_PAUSE_SECONDS)
+
+
+async def start_process(
+    arguments: Sequence[str], log_path: Path, *, talking: bool = False
+) -> asyncio.subprocess.Process:
+    """This program as a child, what it says in the log; `talking` keeps its stdin and stdout for the caller."""
     with log_path.open("ab") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "collective.cli.main",
             *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
+            stdin=asyncio.subprocess.PIPE if talking else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE if talking else log,
             stderr=log,
         )
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def stop_process(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, and SIGKILL when it does not end."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:

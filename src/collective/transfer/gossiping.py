@@ -37,6 +37,7 @@ from collective.gossip import (
 )
 from collective.net.channels import Channels
 from collective.transfer.events import ChangeBell
+from collective.transfer.finding import Finder
 from collective.transfer.gossip_dial import GossipDial
 from collective.transfer.gossip_view import (
     RIGHTS_SECONDS,
@@ -71,6 +72,7 @@ class GossipParts:
     catalog: Catalog
     bell: ChangeBell
     book: PeerBook
+    finder: Finder
     channels: Channels
     clock: Clock
     observer: Observer
@@ -109,7 +111,7 @@ class Gossiping:
         self._queues: dict[str, deque[bytes]] = {}
         self._deliveries: asyncio.Queue[Deliver] = asyncio.Queue(DELIVERIES_WAITING)
         self._pulls = asyncio.Semaphore(PULLS_AT_ONCE)
-        self._dial = GossipDial(parts.channels, parts.book)
+        self._dial = GossipDial(parts.channels, parts.book, parts.finder, parts.observer)
         self._reasons: dict[str, str] = {}
         self._left = False
         self._drained = asyncio.Event()
@@ -300,6 +302,7 @@ class Gossiping:
                     parts.book.learn(domain, endpoints)
                     self._dial.forget(domain)
                 case StateChanged(domain, old, new):
+                    self._dial.heard(domain)
                     parts.observer.event("gossip.member", member=domain, was=str(old), now=str(new))
         self._alarm.set()
 
@@ -390,7 +393,7 @@ class Gossiping:
         pulled = Pulled(progress=False, complete=False)
         try:
             async with self._pulls:
-                pulled = await self._parts.taker.pull(peer, self._dial.places_of(peer)[0], feeds)
+                pulled = await self._parts.taker.pull(peer, await self._dial.first_place(peer), feeds)
                 await self._report()  # the next comparison must see what came
         except CollectiveError as error:
             self._parts.observer.event("sync.broken", peer=peer, reason=error.message)

@@ -1,7 +1,8 @@
 """Who can be dialled where: one book of endpoints per member.
 
 Endpoints come from three places, the freshest first: what a peer said when it connected, its card in its member
-feed, and what the bundle or the configuration named. The book is kept across restarts through `save`.
+feed, and what the bundle or the configuration named. Where a member answered that told nothing of it (transfer/finding)
+stands before these, until it fails to. The book is kept across restarts through `save`.
 """
 
 from __future__ import annotations
@@ -29,31 +30,60 @@ class PeerBook:
         self._catalog = catalog
         self._save = save
         self._told: dict[str, list[feed_pb2.Endpoint]] = {domain: list(ends) for domain, ends in saved.items()}
+        self._met: dict[str, feed_pb2.Endpoint] = {}
 
     def learn(self, domain: str, endpoints: Iterable[feed_pb2.Endpoint]) -> None:
         """Keep what a member said of itself; an empty list teaches nothing."""
         fresh = list(endpoints)
         if fresh and self._told.get(domain) != fresh:
             self._told[domain] = fresh
-            self._save(self._told)
+            self._keep()
+
+    def met(self, domain: str, endpoint: feed_pb2.Endpoint) -> None:
+        """It answered there, as itself."""
+        known = self._met.get(domain)
+        if known is not None and known.grpc == endpoint.grpc:
+            return
+        if all(told.grpc != endpoint.grpc for told in self._named(domain)):
+            self._met[domain] = endpoint
+        elif known is not None:
+            del self._met[domain]
+        else:
+            return
+        self._keep()
+
+    def missed(self, domain: str, place: str) -> None:
+        """It does not answer there: what nobody told is forgotten."""
+        if domain in self._met and self._met[domain].grpc == place:
+            del self._met[domain]
+            self._keep()
 
     def endpoints(self, domain: str) -> list[feed_pb2.Endpoint]:
         """Where to dial this member's coordinator, best first, without repetition."""
-        candidates = list(self._told.get(domain, ()))
-        for member in self._catalog.members():
-            if member.domain == domain and member.card is not None:
-                candidates.extend(member.card.endpoints)
+        met = [self._met[domain]] if domain in self._met else []
         unique: dict[str, feed_pb2.Endpoint] = {}
-        for endpoint in ordered(candidates):
+        for endpoint in [*met, *ordered(self._named(domain))]:
             unique.setdefault(endpoint.grpc, endpoint)
         return list(unique.values())
 
     def domains(self, own_domain: str) -> list[str]:
         """Every other member that is not removed and that we know where to dial, or were told of."""
         known = {member.domain: member.removed for member in self._catalog.members()}
-        names = {domain for domain, removed in known.items() if not removed} | set(self._told)
+        names = {domain for domain, removed in known.items() if not removed} | set(self._told) | set(self._met)
         return sorted(
             domain
             for domain in names
             if domain != own_domain and not known.get(domain, False) and self.endpoints(domain)
         )
+
+    def _named(self, domain: str) -> list[feed_pb2.Endpoint]:
+        """What somebody told of it, the freshest first."""
+        named = list(self._told.get(domain, ()))
+        for member in self._catalog.members():
+            if member.domain == domain and member.card is not None:
+                named.extend(member.card.endpoints)
+        return named
+
+    def _keep(self) -> None:
+        met = {domain: [endpoint, *self._told.get(domain, ())] for domain, endpoint in self._met.items()}
+        self._save(self._told | met)
