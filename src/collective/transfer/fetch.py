@@ -221,8 +221,10 @@ class VersionSource:
     # ------------------------------------------------------------ bytes
 
     async def fill(self, chunk_index: int, first_segment: int, segment_count: int, out: memoryview) -> None:
-        """Plain bytes of a run of segments into `out`, verified. Raises, with each holder's reason: Unreachable; Corrupt
-        when every holder answered, and none has them whole."""
+        """Plain bytes of a run of segments into `out`, verified.
+
+        Raises, with each holder's reason: Unreachable; Corrupt when every holder answered, and none has them whole.
+        """
         page_index, inside = divmod(chunk_index, CHUNKS_PER_PAGE)
         page, chunks, keys = await self._page(page_index)
         chunk, key = chunks[inside], keys[inside]
