@@ -10,7 +10,7 @@ import pytest
 from support.nodes import CHUNK, CLOCK, Lane, Parts, RunningNode, World
 
 from collective.core.address import FederatedAddress
-from collective.core.errors import CollectiveError, NotFound, Refused, Unreachable
+from collective.core.errors import CollectiveError, Corrupt, NotFound, Refused, Unreachable
 from collective.core.observe import SILENT
 from collective.identity import ComponentKind
 from collective.net.lane import LaneConnection, LaneServer
@@ -121,7 +121,7 @@ async def test_a_node_that_answers_is_not_asked_again_through_its_coordinator(wo
 
     fetcher = world.fetcher()
     fetcher.provider = type("Provider", (), {"open": staticmethod(plainly)})()
-    with pytest.raises(Unreachable, match="no such chunk"):
+    with pytest.raises(Corrupt, match="no such chunk"):
         await world.read_all(fetcher)
     assert world.streamed == 0
     await fetcher.close()

@@ -363,14 +363,9 @@ class Gossiping:
         message = GossipMessage.FromString(SignedGossip.FromString(raw).message)
         parts = ",".join(name.name for name, _ in message.ListFields() if name.number >= FIRST_PART)
         self._parts.observer.event(
-            event,
-            peer=peer,
-            type=GossipType.Name(message.type),
-            source=message.source,
-            lamport=message.lamport,
-            bytes=len(raw),
-            carries=parts,
-        )
+            event, peer=peer, type=GossipType.Name(message.type), source=message.source, lamport=message.lamport,
+            bytes=len(raw), carries=parts,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ entries
 
