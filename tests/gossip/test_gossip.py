@@ -129,6 +129,19 @@ class TestGossip:
         assert not everybody_has(world)
         world.run_until(lambda: everybody_has(world), heartbeat_seconds + 2)
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_suspect_heard_again_is_compared_with(self, seed: int) -> None:
+        """What was missed under suspicion is there as soon as it ends, not after the next heartbeat."""
+        world = memory_world(seed, 2, replace(LAN, heartbeat_seconds=30.0))
+        acquainted(world)
+        first, second = world.members.values()
+        world.network.block([first.name], [second.name])
+        write(world, 0)
+        world.run_until(lambda: first.thinks(second.name) is State.SUSPECT, 40)
+        world.run(2)  # until it is told on no longer
+        world.network.heal()
+        world.run_until(lambda: everybody_has(world), 2 * LAN.second_look_seconds)
+
     def test_more_than_ten_peers(self) -> None:
         """Twenty members, entries written everywhere at once, some messages lost: all get all."""
         world = memory_world(3, 20, network=Network(loss=0.05, duplication=0.05))

@@ -13,8 +13,6 @@ from simulation.ledgers import Template
 
 SEEDS_BY_DEFAULT = 8  # … and as many more as CI has the time for in its long part
 SEEDS_IN_CI = 200
-NOT_UNDERSTOOD = frozenset({61, 63, 76, 80, 89, 93, 108, 113, 134, 143, 153})
-"""Seeds whose stories end badly today, and nobody knows yet why: `--seed K` replays one, `--seeds N` runs them too."""
 MEMORY = Path("/dev/shm")  # databases and kept heads lie here: what is synced a thousand times costs nothing
 
 
@@ -32,10 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         elif count is not None:
             metafunc.parametrize("seed", range(count))
         else:
-            more = [
-                pytest.param(seed, marks=pytest.mark.byhand if seed in NOT_UNDERSTOOD else pytest.mark.long)
-                for seed in range(SEEDS_BY_DEFAULT, SEEDS_IN_CI)
-            ]
+            more = [pytest.param(seed, marks=pytest.mark.long) for seed in range(SEEDS_BY_DEFAULT, SEEDS_IN_CI)]
             metafunc.parametrize("seed", [*range(SEEDS_BY_DEFAULT), *more])
 
 

@@ -125,6 +125,7 @@ class Membership:
         self._turns: list[str] = []
         self._looked_at: set[str] = set()  # all but the alive: they are suspected or dialled
         self._next_heartbeat = math.inf
+        self._probed_at = math.inf
         self._ring: list[str] | None = None
 
     # ------------------------------------------------------------ the roster
@@ -207,7 +208,8 @@ class Membership:
         del self._probes[nonce]
         if source == probe.target and self.health:
             self.health -= 1
-            self._next_heartbeat -= self._settings.heartbeat_seconds  # as if it had thought so when it last probed
+            # as if it had thought so when it last probed
+            self._next_heartbeat = min(self._next_heartbeat, self._probed_at + self._period())
         return (probe.asker, probe.asker_nonce) if probe.asker else None
 
     def not_answered(self, nonce: int) -> None:
@@ -248,7 +250,7 @@ class Membership:
         """Probes that are due, silences that end, looks at suspects, dialling of those who are away."""
         actions: list[Action] = []
         if now >= self._next_heartbeat:
-            period = self._settings.heartbeat_seconds * (1 + self.health)
+            self._probed_at, period = now, self._period()
             self._next_heartbeat = max(self._next_heartbeat + period, now + period / 2)
             actions += [self._probe(target, now, counts=True) for target in self._targets()]
         for nonce, probe in list(self._probes.items()):
@@ -269,6 +271,10 @@ class Membership:
                 peer.look_at = now + peer.backoff * self._random.uniform(0.8, 1.0)
                 peer.backoff = min(peer.backoff * 2, self._settings.last_backoff_seconds)
         return actions
+
+    def _period(self) -> float:
+        """Between two heartbeats: the longer the less this member trusts itself."""
+        return self._settings.heartbeat_seconds * (1 + self.health)
 
     def _targets(self) -> list[str]:
         """The next on the ring, then some in shuffled turns, so that nobody waits for its turn for long."""

@@ -86,12 +86,13 @@ class Speaker:
             accusers = sorted(peer.accusers)
             suspicion = Suspicion(member=peer.domain, incarnation=peer.incarnation, accusers=accusers)
             self.dissemination.spread(key, suspicion, len(self.membership.peers), now)
-        elif peer.state is State.ALIVE and old is not State.SUSPECT:
-            # heard again: it may have missed much, and may not know where this member is now
-            self.entropy.progressed(peer.domain)
+        elif peer.state is State.ALIVE:
+            # heard again: it may have missed much, and, away for long, may not know where this member is now
+            if old is not State.SUSPECT:
+                self.entropy.progressed(peer.domain)
+                if (statement := self.statements.get(self.own)) is not None:
+                    self._add_statement(peer.domain, statement)
             self.entropy.want(peer.domain, now)
-            if (statement := self.statements.get(self.own)) is not None:
-                self._add_statement(peer.domain, statement)
         elif peer.state in (State.DEAD, State.LEFT):
             self.entropy.forget(peer.domain)
 

@@ -375,8 +375,8 @@ class Gossiping:
             batch = await self._deliveries.get()
             try:
                 await self._parts.taker.take(batch.peer, batch.feed, batch.entries)
-                head = read_heads(self._parts.catalog).get(batch.feed)
-                if head is not None and head.place >= batch.place:
+                epoch_number, seq = batch.place
+                if self._parts.catalog.has_reached(batch.feed, Position(epoch_number=epoch_number, seq=seq)):
                     continue  # else they were known before, and said to be new
             except Exception as error:
                 if not isinstance(error, CollectiveError):
