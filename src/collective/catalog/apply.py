@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from collective.catalog.entry import ParsedEntry
-from collective.catalog.inodes import apply_to_tables, make_root
+from collective.catalog.inodes import InodeTables, make_root
 from collective.catalog.permissions import path_covers
 from collective.catalog.tree import MAX_NUMBER, ROOT_NUMBER
 from collective.core.errors import Corrupt
@@ -103,13 +103,15 @@ def apply_store_sealed(connection: sqlite3.Connection, tree: int, entry: ParsedE
     root = connection.execute("SELECT 1 FROM inodes WHERE store = ? AND number = ?", (tree, ROOT_NUMBER)).fetchone()
     if root is None:
         make_root(connection, tree, time_ns)
+    tables = InodeTables(connection, tree, seq, time_ns)
     for index, operation in enumerate(sealed.operations):
         if not absorb(connection, operation.id, tree, seq):
             record_refusal(connection, tree, seq, index, "applied before")
             continue
-        reason = apply_to_tables(connection, tree, operation, seq=seq, index=index, time_ns=time_ns)
+        reason = tables.apply(operation, index)
         if reason:
             record_refusal(connection, tree, seq, index, reason)
+    tables.write()
     next_number = sealed.next_number
     for lease in sealed.leases:
         if 0 < lease.first < MAX_NUMBER and 0 < lease.count <= MAX_NUMBER - lease.first:

@@ -17,6 +17,7 @@ __all__ = ["SCHEMA_VERSION", "database_error", "open_for_reading", "open_for_wri
 SCHEMA_VERSION = 5
 BUSY_MILLISECONDS = 10_000
 CACHE_KIB = 32_768
+WAL_PAGES = 4000  # of 4 KiB, then they go to the file: ids are random, a large entry changes as many pages as it has
 # Each migration is one SQL script that takes the file from its number to the next; the first is schema.sql.
 MIGRATIONS: tuple[str, ...] = ("schema.sql", "migration-2.sql", "migration-3.sql", "migration-4.sql", "migration-5.sql")
 
@@ -29,6 +30,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         _settings(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(connection, path)
     except (sqlite3.Error, OSError) as error:

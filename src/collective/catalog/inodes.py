@@ -2,6 +2,9 @@
 
 By the rules of catalog/tree. Beside the tree stands what makes it forget nothing: `history`, every content that was
 replaced or removed, and `gone`, where an inode stood when its last name went. Both follow from the entries alone.
+
+New inodes and names, and changed columns of inodes, are gathered and written together: an entry that fills a folder
+writes the folder's row once. Whatever else is asked or changed first writes what was gathered.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import stat
 from collective.catalog.tree import ROOT_NUMBER, Attributes, Inode, StoredContent, apply_operation
 from collective.wire import feed_pb2
 
-__all__ = ["CHANGES_PER_SEQ", "InodeTables", "apply_to_tables", "make_root"]
+__all__ = ["CHANGES_PER_SEQ", "InodeTables", "make_root"]
 
 # A change's place in its store: seq of the entry times this, plus its place in the entry (at most 1,024 operations).
 CHANGES_PER_SEQ = 1024
@@ -28,53 +31,79 @@ def make_root(connection: sqlite3.Connection, store: int, time_ns: int) -> None:
     connection.execute("INSERT INTO store_numbers VALUES (?, ?)", (store, ROOT_NUMBER + 1))
 
 
-def apply_to_tables(
-    connection: sqlite3.Connection, store: int, operation: feed_pb2.TreeOperation, *, seq: int, index: int, time_ns: int
-) -> str:
-    """Apply the operation at `index` of entry `seq`; "" or the reason why it was skipped."""
-    made_ns = operation.time_nanoseconds or time_ns
-    tree = InodeTables(
-        connection, store, change=seq * CHANGES_PER_SEQ + min(index, CHANGES_PER_SEQ - 1), time_ns=made_ns,
-        writer=operation.id.writer, actor=operation.actor,
-    )  # fmt: skip
-    return apply_operation(tree, operation, time_ns)
-
-
 class InodeTables:
-    """One DataStore's tree in the tables, for one operation (`change` is its place in the store)."""
+    """One DataStore's tree in the tables, for the operations of one entry. `write` ends it."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, store: int, *, change: int, time_ns: int, writer: str, actor: str
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, store: int, seq: int, time_ns: int) -> None:
         self._sql = connection
         self._store = store
-        self._change = change
-        self._time_ns = time_ns
-        self._writer = writer
-        self._actor = actor
+        self._seq = seq
+        self._entry_ns = time_ns
+        self._known: dict[int, Inode] = {}
+        self._highest: int | None = None  # no inode has a higher number
+        self._new_inodes: list[tuple[object, ...]] = []
+        self._new_names: dict[tuple[int, bytes], int] = {}
+        self._changes: dict[int, dict[str, int]] = {}
+
+    def apply(self, operation: feed_pb2.TreeOperation, index: int) -> str:
+        """Apply the operation at `index` of the entry; "" or the reason why it was skipped."""
+        self._change = self._seq * CHANGES_PER_SEQ + min(index, CHANGES_PER_SEQ - 1)
+        self._time_ns = operation.time_nanoseconds or self._entry_ns
+        self._writer, self._actor = operation.id.writer, operation.actor
+        return apply_operation(self, operation, self._entry_ns)
+
+    def write(self) -> None:
+        """Bring what was gathered to the tables."""
+        if self._new_inodes:
+            self._sql.executemany(f"INSERT INTO inodes VALUES ({', '.join('?' * 18)})", self._new_inodes)
+            self._new_inodes.clear()
+        if self._new_names:
+            rows = [(self._store, parent, name, number) for (parent, name), number in self._new_names.items()]
+            self._sql.executemany("INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)", rows)
+            self._new_names.clear()
+        for number, changes in self._changes.items():
+            assignments = ", ".join(f"{column} = ?" for column in changes)
+            values = (*changes.values(), self._store, number)
+            self._sql.execute(f"UPDATE inodes SET {assignments} WHERE store = ? AND number = ?", values)
+        self._changes.clear()
 
     # ------------------------------------------------------------ what the rules ask
 
     def find(self, number: int) -> Inode | None:
+        known = self._known.get(number)
+        if known is not None:
+            return known
+        if self._highest is None:
+            row = self._sql.execute("SELECT max(number) FROM inodes WHERE store = ?", (self._store,)).fetchone()
+            self._highest = row[0] or 0
+        if number > self._highest:
+            return None
         row = self._sql.execute(
-            "SELECT number, mode, link_count FROM inodes WHERE store = ? AND number = ?",
-            (self._store, _bounded(number)),
+            "SELECT number, mode, link_count FROM inodes WHERE store = ? AND number = ?", (self._store, number)
         ).fetchone()
-        return Inode(*row) if row else None
+        if row is None:
+            return None
+        inode = self._known[number] = Inode(*row)
+        return inode
 
     def target(self, parent: int, name: bytes) -> int | None:
+        number = self._new_names.get((parent, name))
+        if number is not None:
+            return number
         row = self._sql.execute(
             "SELECT inode FROM links WHERE store = ? AND parent = ? AND name = ?", (self._store, _bounded(parent), name)
         ).fetchone()
         return int(row[0]) if row else None
 
     def parent_of(self, directory: int) -> int | None:
+        self.write()
         row = self._sql.execute(
             "SELECT parent FROM links WHERE store = ? AND inode = ?", (self._store, directory)
         ).fetchone()
         return int(row[0]) if row else None
 
     def has_names(self, directory: int) -> bool:
+        self.write()
         query = "SELECT 1 FROM links WHERE store = ? AND parent = ? LIMIT 1"
         return self._sql.execute(query, (self._store, directory)).fetchone() is not None
 
@@ -83,21 +112,25 @@ class InodeTables:
     def insert(self, number: int, attributes: Attributes) -> None:
         content = attributes.content
         version_id, stored = _columns(content)
-        self._sql.execute(
-            "INSERT INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        self._new_inodes.append(
             (
                 self._store, number, attributes.mode, attributes.uid, attributes.gid, attributes.rdev,
                 attributes.link_count, content.size_bytes, attributes.mtime_ns, attributes.ctime_ns,
                 attributes.mtime_ns, attributes.symlink_target, version_id,
                 self._writer, self._change, self._actor, content.provisional, stored,
-            ),
+            )
         )  # fmt: skip
+        self._known[number] = Inode(number, attributes.mode, attributes.link_count)
+        if self._highest is not None:
+            self._highest = max(self._highest, number)
 
     def update(self, number: int, changes: dict[str, int]) -> None:
-        assignments = ", ".join(f"{column} = ?" for column in changes)
-        self._sql.execute(
-            f"UPDATE inodes SET {assignments} WHERE store = ? AND number = ?", (*changes.values(), self._store, number)
-        )
+        self._changes.setdefault(number, {}).update(changes)
+        known = self._known.get(number)
+        if known is not None and not changes.keys().isdisjoint(("mode", "link_count")):
+            self._known[number] = Inode(
+                number, changes.get("mode", known.mode), changes.get("link_count", known.link_count)
+            )
 
     def replace_content(self, number: int, content: StoredContent, mtime_ns: int, ctime_ns: int) -> None:
         self._remember(number, removed=False)
@@ -112,6 +145,7 @@ class InodeTables:
 
     def _remember(self, number: int, *, removed: bool) -> None:
         """What is about to be replaced or removed stays findable, unless it was only on the way to something."""
+        self.write()
         self._sql.execute(
             "INSERT OR REPLACE INTO history SELECT store, number, content_change, content, version_id, size_bytes,"
             " mtime_ns, content_actor, ?, ?, ? FROM inodes"
@@ -127,11 +161,13 @@ class InodeTables:
         key = (self._store, number)
         self._sql.execute("DELETE FROM inodes WHERE store = ? AND number = ?", key)
         self._sql.execute("DELETE FROM xattrs WHERE store = ? AND inode = ?", key)
+        self._known.pop(number, None)
 
     def add_name(self, parent: int, name: bytes, number: int) -> None:
-        self._sql.execute("INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)", (self._store, parent, name, number))
+        self._new_names[parent, name] = number
 
     def drop_name(self, parent: int, name: bytes) -> None:
+        self.write()
         self._sql.execute("DELETE FROM links WHERE store = ? AND parent = ? AND name = ?", (self._store, parent, name))
 
     def set_xattr(self, number: int, name: bytes, value: bytes | None) -> None:
