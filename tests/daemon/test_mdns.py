@@ -150,6 +150,7 @@ def test_own_addresses() -> None:
     assert [str(interface.ip) for interface in own_interfaces("127.0.0.1")] == ["127.0.0.1"]
 
 
+@pytest.mark.long
 async def test_found_by_name_and_gone_on_time() -> None:
     """Asked and answered between two processes; one that ends says so; somebody else is nobody."""
     require_multicast()

@@ -143,9 +143,7 @@ async def test_what_a_member_told_is_nothing_found(alice: Alice) -> None:
     alice.book.learn(BOB, [Endpoint(type="vpn", grpc=NEAR, lane="192.168.1.9:8002")])
     alice.dial.forget(BOB)
     await alice.call()
-    alice.dial.forget(BOB)
-    await alice.call()
-    assert [endpoint.grpc for endpoint in alice.book.endpoints(BOB)] == [NEAR]
+    assert places(alice.book.endpoints(BOB)) == [("vpn", NEAR)]
     assert alice.dialled == [NEAR]
 
 
@@ -204,3 +202,22 @@ async def test_a_pull_goes_to_the_first_place_there_is(alice: Alice) -> None:
     alice.book.learn(BOB, [Endpoint(type="lan", grpc=TOLD)])
     alice.dial.forget(BOB)
     assert await alice.dial.first_place(BOB) == TOLD
+
+
+async def test_a_place_that_goes_on_answering_costs_no_look_at_the_book(alice: Alice) -> None:
+    """Thousands of messages an hour go where the last one went."""
+    alice.mdns.places = [NEAR]
+    alice.at = {NEAR}
+    await alice.call()
+    await alice.call()
+    looks = 0
+
+    def counted(domain: str) -> list[Endpoint]:
+        nonlocal looks
+        looks += 1
+        return []
+
+    alice.book._named = counted  # type: ignore[method-assign]
+    for _ in range(50):
+        await alice.call()
+    assert looks == 0

@@ -44,6 +44,7 @@ class InodeTables:
         self._new_inodes: list[tuple[object, ...]] = []
         self._new_names: dict[tuple[int, bytes], int] = {}
         self._changes: dict[int, dict[str, int]] = {}
+        self._made: dict[int, dict[bytes, int]] = {}  # folders of this entry, with all their names
 
     def apply(self, operation: feed_pb2.TreeOperation, index: int) -> str:
         """Apply the operation at `index` of the entry; "" or the reason why it was skipped."""
@@ -87,6 +88,8 @@ class InodeTables:
         return inode
 
     def target(self, parent: int, name: bytes) -> int | None:
+        if parent in self._made:
+            return self._made[parent].get(name)
         number = self._new_names.get((parent, name))
         if number is not None:
             return number
@@ -123,6 +126,8 @@ class InodeTables:
         self._known[number] = Inode(number, attributes.mode, attributes.link_count)
         if self._highest is not None:
             self._highest = max(self._highest, number)
+        if stat.S_ISDIR(attributes.mode):
+            self._made[number] = {}
 
     def update(self, number: int, changes: dict[str, int]) -> None:
         self._changes.setdefault(number, {}).update(changes)
@@ -162,12 +167,17 @@ class InodeTables:
         self._sql.execute("DELETE FROM inodes WHERE store = ? AND number = ?", key)
         self._sql.execute("DELETE FROM xattrs WHERE store = ? AND inode = ?", key)
         self._known.pop(number, None)
+        self._made.pop(number, None)
 
     def add_name(self, parent: int, name: bytes, number: int) -> None:
         self._new_names[parent, name] = number
+        if parent in self._made:
+            self._made[parent][name] = number
 
     def drop_name(self, parent: int, name: bytes) -> None:
         self.write()
+        if parent in self._made:
+            del self._made[parent][name]
         self._sql.execute("DELETE FROM links WHERE store = ? AND parent = ? AND name = ?", (self._store, parent, name))
 
     def set_xattr(self, number: int, name: bytes, value: bytes | None) -> None:

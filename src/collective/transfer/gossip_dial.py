@@ -30,7 +30,6 @@ class GossipDial:
         self._observer = observer
         self._booked: dict[str, list[Endpoint]] = {}
         self._used: dict[str, Endpoint] = {}  # what answered last
-        self._noted: set[str] = set()  # members whose place is in the book as it stands
 
     def used(self, peer: str) -> str:
         """The place that answered last, "" when none did."""
@@ -41,10 +40,8 @@ class GossipDial:
         """A member, or somebody, may be elsewhere now."""
         if peer is None:
             self._booked.clear()
-            self._noted.clear()
         else:
             self._booked.pop(peer, None)
-            self._noted.discard(peer)
 
     def heard(self, peer: str) -> None:
         """Something is new about it: worth a search, when it is nowhere in the book."""
@@ -100,11 +97,12 @@ class GossipDial:
                     yield hint, True
 
     def _answered(self, peer: str, endpoint: Endpoint) -> None:
-        if peer not in self._noted or self.used(peer) != endpoint.grpc:
+        booked = any(known.grpc == endpoint.grpc for known in self._booked.get(peer, ()))
+        if not booked or self.used(peer) != endpoint.grpc:
             self._used[peer] = endpoint
-            self._noted.add(peer)
             self._book.met(peer, endpoint)
             self._finder.heard(peer)
+            self.forget(peer)
 
     def _failed(self, peer: str, endpoint: Endpoint) -> None:
         if self.used(peer) == endpoint.grpc:

@@ -37,6 +37,8 @@ class PeerBook:
         fresh = list(endpoints)
         if fresh and self._told.get(domain) != fresh:
             self._told[domain] = fresh
+            if domain in self._met and any(told.grpc == self._met[domain].grpc for told in fresh):
+                del self._met[domain]
             self._keep()
 
     def met(self, domain: str, endpoint: feed_pb2.Endpoint) -> None:
