@@ -220,3 +220,28 @@ def test_a_broken_get_goes_on(federation: Federation, tmp_path: Path) -> None:
     assert got["resumed_bytes"] == 16 << 20
     assert (tmp_path / "back").read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
+
+
+def test_a_home_that_told_nobody_where_it_is(federation: Federation, needs_fuse: None, tmp_path: Path) -> None:
+    """Founded without an endpoint it works for itself: get, the mount's reads and writes, also on other ports later."""
+    alice = federation.found("alice", hidden=True)
+    alice.ok("datastore", "create", "/media")
+    alice.start()
+    content = os.urandom(3 << 20)
+    (tmp_path / "film").write_bytes(content)
+    alice.ok("put", tmp_path / "film", "/media/film")
+    alice.ok("get", "/media/film", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    alice.ok("mount", mountpoint)
+    assert (mountpoint / "media" / "film").read_bytes() == content
+    (mountpoint / "media" / "first").write_bytes(b"1")
+    assert alice.stop() == 0
+    stopped = alice.status()
+    assert stopped["health"] == "HEALTH_WARN"
+    assert stopped["findings"][0]["message"] == "the coordinator is not running"
+    alice.ports = free_ports(3)
+    alice.start()
+    (mountpoint / "media" / "second").write_bytes(b"2")
+    wait_for(lambda: {"first", "second"} <= set(alice.ok("ls", "/media").out.split()), "both to be in the library")

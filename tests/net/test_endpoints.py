@@ -16,6 +16,7 @@ from collective.net.endpoints import (
     open_listeners,
     parse_endpoint,
     parse_host_port,
+    reached_from_here,
 )
 
 hosts = st.sampled_from(["localhost", "10.0.0.7", "home.example.org", "::1", "fd00::12"])
@@ -27,6 +28,16 @@ def test_round_trip(kind, host, port):
     endpoint = NetworkEndpoint(kind, host, port)
     assert parse_endpoint(str(endpoint)) == endpoint
     assert parse_host_port(endpoint.address) == (host, port)
+
+
+@given(host=hosts, port=st.integers(0, 65535))
+def test_who_listens_there_is_reached_there(host, port):
+    assert parse_host_port(reached_from_here(host, port)) == (host, port)
+
+
+def test_who_listens_everywhere_is_reached_by_loopback():
+    assert reached_from_here("0.0.0.0", 8001) == "127.0.0.1:8001"
+    assert reached_from_here("::", 8001) == "[::1]:8001"
 
 
 def test_without_a_type_it_is_direct():

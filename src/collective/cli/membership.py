@@ -83,7 +83,7 @@ def init(
     click.echo(f"Founded {federation_domain}; this home is {member_identity(member_domain)}, in {home.path}.")
     if paths:
         click.echo(f"DataStores made: {', '.join(paths)}")
-    click.echo(f"Next: collective --home {home.path} coordinator --federation --storage 1TB")
+    click.echo(f"Next: {home.start_line}")
 
 
 async def _make_datastores(home: Home, wanted: Sequence[tuple[bytes, feed_pb2.Strategy.ValueType, int]]) -> None:
@@ -163,7 +163,7 @@ def join(
         print_json({"federation": read.federation_domain, "member": read.member_domain, "home": str(home.path)})
         return
     click.echo(f"This home is {member_identity(household.member_domain)} of {read.federation_domain} now.")
-    click.echo(f"Next: collective --home {home.path} coordinator --federation --storage 1TB")
+    click.echo(f"Next: {home.start_line}")
 
 
 @click.command()

@@ -15,6 +15,7 @@ from collective.daemon.client import ping_member
 from collective.daemon.control import open_control
 from collective.daemon.home import Home
 from collective.daemon.runtime import SystemClock
+from collective.health import Finding, verdict
 from collective.wire import control_pb2
 
 __all__ = ["ping", "status"]
@@ -65,6 +66,10 @@ async def _status(home: Home, connections: bool) -> dict[str, Any]:
         reply = await control.call("Status", request, control_pb2.StatusReply)
         document: dict[str, Any] = json.loads(reply.json)
         document["running"], document["left"] = control.running, home.has_left()
+        if not document["running"] and not document["left"]:
+            stopped = Finding("warning", "the coordinator is not running", home.start_line)
+            findings = [stopped, *(Finding(**row) for row in document["findings"])]
+            document["health"], document["findings"] = verdict(findings), [vars(finding) for finding in findings]
         document["mounts"] = home.read_mounts()
         return document
 

@@ -36,6 +36,7 @@ class ReadSide:
     """Names and bytes for one process. `fetcher` is shared by everything that reads."""
 
     reader: Reader
+    book: PeerBook
     trust: TrustStore
     channels: Channels
     credentials: Credentials
@@ -72,14 +73,12 @@ class ReadSide:
 async def dial_own_coordinator(side: ReadSide, handlers: Mapping[int, LaneHandler] | None = None) -> LaneConnection:
     """A lane to this home's coordinator, at whichever of its endpoints answers. Raises: Unreachable, Refused."""
     domain = side.credentials.identity.member_domain
-    error: CollectiveError = Unreachable("this home's coordinator told no endpoint")
-    for member in side.reader.members():
-        if member.domain == domain and member.card is not None:
-            for endpoint in member.card.endpoints:
-                try:
-                    return await side.dial(FederatedAddress("coord", domain), endpoint.lane, handlers)
-                except CollectiveError as failure:
-                    error = failure
+    error: CollectiveError = Unreachable("this home's coordinator was never started")
+    for endpoint in side.book.endpoints(domain):
+        try:
+            return await side.dial(FederatedAddress("coord", domain), endpoint.lane, handlers)
+        except CollectiveError as failure:
+            error = failure
     raise error
 
 
@@ -92,7 +91,7 @@ async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) 
     reader = Reader.open(home.database, own_domain)
     trust = TrustStore(credentials.root, own_domain)
     channels = Channels(credentials, trust, clock)
-    book = PeerBook(reader, home.saved_peers(), lambda book: None)
+    book = PeerBook(reader, home.saved_peers(), own=home.listening)
     side: ReadSide
 
     async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:
@@ -106,7 +105,7 @@ async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) 
         clock=clock,
         observer=observer,
     )
-    side = ReadSide(reader, trust, channels, credentials, fetcher, clock)
+    side = ReadSide(reader, book, trust, channels, credentials, fetcher, clock)
     side.refresh_trust()
     try:
         yield side
@@ -159,11 +158,10 @@ async def ping_member(home: Home, member: str, clock: Clock) -> str:
         domain = member if "@" not in member else parse_address(member).domain
         if "@" in member and domain not in known:
             domain = member_domain(member)
-        book = PeerBook(side.reader, home.saved_peers(), lambda book: None)
         error: CollectiveError = Unreachable(
             f"nobody told where {domain} can be reached", "is it a member? see `federation members`"
         )
-        for endpoint in book.endpoints(domain):
+        for endpoint in side.book.endpoints(domain):
             try:
                 reply = await side.channels.unary(
                     FederatedAddress("coord", domain),

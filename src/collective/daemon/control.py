@@ -92,10 +92,7 @@ async def open_control(home: Home, clock: Clock, *, need_running: bool = False) 
         finally:
             await channel.close()
     if need_running:
-        raise Unreachable(
-            f"no coordinator is running for the home {home.path}",
-            f"start it: collective --home {home.path} coordinator --federation --storage 1TB",
-        )
+        raise Unreachable(f"no coordinator is running for the home {home.path}", f"start it: {home.start_line}")
     with home.locked():
         ground = open_foundation(home, clock, SILENT)
         parts = assemble(ground)

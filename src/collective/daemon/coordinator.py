@@ -15,9 +15,10 @@ from collective.daemon.neighbours import is_wanted
 from collective.daemon.parts import Parts, assemble
 from collective.daemon.runtime import ready
 from collective.daemon.supervise import Heirs, NodeChild
-from collective.net.endpoints import parse_host_port
+from collective.net.endpoints import NetworkEndpoint, parse_host_port, reached_from_here
 from collective.net.lane import LaneServer
 from collective.net.rpc import RpcServer
+from collective.wire import feed_pb2
 
 __all__ = ["run_coordinator"]
 
@@ -47,8 +48,14 @@ async def run_coordinator(
             grpc_port = await server.start(settings.listen)
             lane_host, lane_port = parse_host_port(settings.lane)
             lane_port = await lane.start(lane_host, lane_port)
+            here = feed_pb2.Endpoint(
+                type="lan",
+                grpc=reached_from_here(parse_host_port(settings.listen)[0], grpc_port),
+                lane=reached_from_here(lane_host, lane_port),
+            )
+            home.note_listening(here)
             await server.start_unix(home.socket)
-            await _serve(parts, settings, grpc_port, lane_port, stop)
+            await _serve(parts, settings, here, stop)
         finally:
             await server.stop(STOP_GRACE_SECONDS)
             await lane.stop()
@@ -56,12 +63,10 @@ async def run_coordinator(
             home.socket.unlink(missing_ok=True)
 
 
-async def _serve(
-    parts: Parts, settings: CoordinatorSettings, grpc_port: int, lane_port: int, stop: asyncio.Event
-) -> None:
+async def _serve(parts: Parts, settings: CoordinatorSettings, here: feed_pb2.Endpoint, stop: asyncio.Event) -> None:
+    """`here`: the ports that are listened on, as this machine reaches them."""
     ground = parts.foundation
-    host = parse_host_port(settings.listen)[0]
-    grpc_address = f"{host}:{grpc_port}"
+    host, port = parse_host_port(settings.listen)[0], parse_host_port(here.grpc)[1]
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
 
@@ -71,7 +76,7 @@ async def _serve(
         begin("heirs", Heirs(ground.home.path, parts.writing.leases, ground.clock, ground.observer).run())
         if settings.storage_bytes:
             log = ground.home.path / "node.log"
-            child = NodeChild(_node_arguments(parts, settings, grpc_address), log, ground.clock, ground.observer)
+            child = NodeChild(_node_arguments(parts, settings, here.grpc), log, ground.clock, ground.observer)
             begin("node", child.run())
             if not await ground.nodes.wait_registered(NODE_START_SECONDS):
                 for task in tasks:
@@ -84,7 +89,7 @@ async def _serve(
         await tending.begin(ground.config.datastores)
         begin("loop watch", parts.watch.run())
         if is_wanted(ground.config.network.mdns, host):
-            begin("neighbours", parts.neighbours.run(host, grpc_port, lane_port))
+            begin("neighbours", parts.neighbours.run(host, port, parse_host_port(here.lane)[1]))
         begin("gossip", parts.gossiping.run())
         begin("introductions", parts.introductions.run())
         begin("recall", parts.recall.run())
@@ -94,7 +99,7 @@ async def _serve(
         begin("copies", tending.make_copies())
         begin("writing", parts.writing.run())
         begin("refetch", tending.make_whole())
-        ready(f"ready: {ground.own.address} on {grpc_address}")
+        ready(f"ready: {ground.own.address} on {NetworkEndpoint('lan', host, port).address}")
         await stop.wait()
         await parts.writing.leases.close()  # mounts hand in what they have while the node still runs
         for task in tasks:

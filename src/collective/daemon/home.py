@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from collective.admission import Household
 from collective.catalog import Catalog, FolderHeadKeeper, HeadKeeper
@@ -64,6 +64,11 @@ class Home:
     @property
     def socket(self) -> Path:
         return self.path / "control.sock"
+
+    @property
+    def start_line(self) -> str:
+        """What a person types to start the coordinator."""
+        return f"collective --home {self.path} coordinator --federation --storage 1TB"
 
     @property
     def snapshots(self) -> Path:
@@ -211,6 +216,19 @@ class Home:
     def come_back(self) -> None:
         (self.path / "left").unlink(missing_ok=True)
 
+    # ------------------------------------------------------------ listening.json
+
+    def note_listening(self, endpoint: feed_pb2.Endpoint) -> None:
+        """Where this home's coordinator is reached from this machine, whatever it tells others."""
+        self._replace("listening.json", json.dumps(MessageToDict(endpoint)) + "\n")
+
+    def listening(self) -> list[feed_pb2.Endpoint]:
+        """Where the coordinator listens, or listened last; empty when it never did."""
+        try:
+            return [ParseDict(json.loads((self.path / "listening.json").read_text()), feed_pb2.Endpoint())]
+        except (FileNotFoundError, ValueError, ParseError):  # a broken one is written anew when it next starts
+            return []
+
     # ------------------------------------------------------------ gossip.state
 
     def saved_gossip(self) -> bytes:
@@ -245,6 +263,9 @@ class Home:
 
     def save_peers(self, book: Mapping[str, Iterable[feed_pb2.Endpoint]]) -> None:
         document = {domain: [MessageToDict(endpoint) for endpoint in ends] for domain, ends in book.items()}
-        temporary = self.path / "peers.json.new"
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
-        temporary.replace(self.path / "peers.json")
+        self._replace("peers.json", json.dumps(document, indent=2) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f"{name}.new"
+        temporary.write_text(text)
+        temporary.replace(self.path / name)

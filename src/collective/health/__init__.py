@@ -4,7 +4,7 @@
 `HEALTH_OK`, `HEALTH_WARN` or `HEALTH_ERR`; each finding names what mends it.
 """
 
-from collective.health.finding import Finding
+from collective.health.finding import Finding, verdict
 from collective.health.report import StatusDesk, status_rows
 
-__all__ = ["Finding", "StatusDesk", "status_rows"]
+__all__ = ["Finding", "StatusDesk", "status_rows", "verdict"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Finding"]
+__all__ = ["Finding", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -14,3 +15,10 @@ class Finding:
     severity: str
     message: str
     mend: str
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The report's first line."""
+    if any(finding.severity == "error" for finding in findings):
+        return "HEALTH_ERR"
+    return "HEALTH_WARN" if findings else "HEALTH_OK"

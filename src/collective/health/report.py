@@ -13,7 +13,7 @@ from collective.core.sizes import format_size
 from collective.gossip import State
 from collective.health.changes import ChangesReport
 from collective.health.doubt import doubt_document, doubt_findings
-from collective.health.finding import Finding
+from collective.health.finding import Finding, verdict
 from collective.health.holds import hold_findings, holds_document
 from collective.identity import ComponentKind, Level, PeerIdentity
 from collective.net.rpc import Caller, Row
@@ -68,9 +68,8 @@ class StatusDesk:
             *self.changes.findings(self.clock.wall()),
             *self._own_findings(),
         ]
-        errors = any(finding.severity == "error" for finding in findings)
         document: dict[str, object] = {
-            "health": "HEALTH_ERR" if errors else "HEALTH_WARN" if findings else "HEALTH_OK",
+            "health": verdict(findings),
             "findings": [finding.__dict__ for finding in findings],
             "address": str(self.own.address),
             "federation": self.own.federation_domain,

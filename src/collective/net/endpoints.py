@@ -19,6 +19,7 @@ __all__ = [
     "own_address_towards",
     "parse_endpoint",
     "parse_host_port",
+    "reached_from_here",
 ]
 
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # hosts that say where one listens, not where one is
@@ -52,6 +53,11 @@ def parse_host_port(text: str) -> tuple[str, int]:
     if not valid or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
         raise Misconfigured(f"{text!r} is not HOST:PORT", "for example 192.168.1.10:8001 or [fd00::1]:8001")
     return host, int(port_text)
+
+
+def reached_from_here(host: str, port: int) -> str:
+    """HOST:PORT at which a program of this machine reaches who listens on a host."""
+    return NetworkEndpoint("lan", {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port).address
 
 
 def parse_endpoint(text: str) -> NetworkEndpoint:

@@ -2,7 +2,8 @@
 
 Endpoints come from three places, the freshest first: what a peer said when it connected, its card in its member
 feed, and what the bundle or the configuration named. Where a member answered that told nothing of it (transfer/finding)
-stands before these, until it fails to. The book is kept across restarts through `save`.
+stands before these, until it fails to. The book is kept across restarts through `save`. Where this home's own
+coordinator listens is known without anybody's word (`own`), and stands first for it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,16 @@ def ordered(endpoints: Iterable[feed_pb2.Endpoint]) -> list[feed_pb2.Endpoint]:
 class PeerBook:
     """Endpoints by member domain. Nobody is forgotten here: the dead are dialled for ever."""
 
-    def __init__(self, catalog: Reader, saved: Saved, save: Callable[[Saved], None]) -> None:
+    def __init__(
+        self,
+        catalog: Reader,
+        saved: Saved,
+        save: Callable[[Saved], None] = lambda book: None,
+        own: Callable[[], Iterable[feed_pb2.Endpoint]] = tuple,
+    ) -> None:
         self._catalog = catalog
         self._save = save
+        self._own = own
         self._told: dict[str, list[feed_pb2.Endpoint]] = {domain: list(ends) for domain, ends in saved.items()}
         self._met: dict[str, feed_pb2.Endpoint] = {}
 
@@ -63,6 +71,8 @@ class PeerBook:
     def endpoints(self, domain: str) -> list[feed_pb2.Endpoint]:
         """Where to dial this member's coordinator, best first, without repetition."""
         met = [self._met[domain]] if domain in self._met else []
+        if domain == self._catalog.own_domain:
+            met += self._own()
         unique: dict[str, feed_pb2.Endpoint] = {}
         for endpoint in [*met, *ordered(self._named(domain))]:
             unique.setdefault(endpoint.grpc, endpoint)
