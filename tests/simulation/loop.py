@@ -6,6 +6,7 @@ So the daemons' own asyncio code runs for hours in a second, in the same order e
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = 0.0
         self._selector = self  # what BaseEventLoop asks to wait
-        self._clock_resolution = 1e-12  # nothing is due before its time
+        self._clock_resolution = math.ulp(0.0)  # nothing is due before its time, be it ever so little
         self._turns = 0
 
     def time(self) -> float:
@@ -40,6 +41,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise RuntimeError("everybody waits, and nothing will ever happen")
         if timeout_seconds > 0:
             self._now = max(self._now + MOMENT_SECONDS, self._scheduled[0].when())
+            self._clock_resolution = math.ulp(self._now)
             self._turns = 0
         self._turns += 1
         if self._turns > MOST_TURNS:
