@@ -236,6 +236,16 @@ class Facts:
         row = self._one("SELECT epoch_number, seq FROM feeds WHERE feed_id = ?", feed_id)
         return row is not None and (as_int(row[0]), as_int(row[1])) >= (position.epoch_number, position.seq)
 
+    def has_entry(self, feed_id: bytes, position: feed_pb2.Position) -> bool:
+        """Whether an entry is on the chain here, as far as is still known: a later epoch may have left it behind."""
+        row = self._one(
+            "SELECT f.dropped_seq >= ?2 OR EXISTS"
+            " (SELECT 1 FROM entries e WHERE e.feed = f.id AND e.seq = ?2 AND ?3 IN (e.hash, x''))"
+            " FROM feeds f WHERE f.feed_id = ?1 AND f.seq >= ?2",
+            feed_id, position.seq, position.hash,
+        )  # fmt: skip
+        return row is not None and bool(row[0])
+
     def entries_after(
         self, feed_id: bytes, seq: int, *, max_bytes: int = 1 << 20, max_entries: int = 1024
     ) -> list[bytes]:

@@ -207,7 +207,7 @@ class Forwarder:
         deadline = self.clock.monotonic() + ANSWER_SECONDS
         while True:
             counter = self.catalog.change_counter()
-            if store.feed_id not in self.catalog.heads() or self.catalog.has_reached(store.feed_id, position):
+            if store.feed_id not in self.catalog.heads() or self.catalog.has_entry(store.feed_id, position):
                 return True
             left = deadline - self.clock.monotonic()
             if left <= 0:

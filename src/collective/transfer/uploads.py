@@ -96,5 +96,5 @@ class UploadDesk:
 
     def _holders_of_entry(self, store_id: bytes, position: feed_pb2.Position) -> list[str]:
         """This home too, once it has the entry."""
-        here = [self.own_domain] if self.catalog.has_reached(store_id, position) else []
+        here = [self.own_domain] if self.catalog.has_entry(store_id, position) else []
         return list(dict.fromkeys([*here, *self.catalog.holders_of_entry(store_id, position)]))
