@@ -127,8 +127,9 @@ def test_a_name_that_a_dead_mount_created_is_never_created_again(alice: Home, tm
     with ThreadPoolExecutor(8) as threads:
         again = list(threads.map(lambda name: exclusively(two / "folder" / name), sorted(made)))
     assert not any(again), f"{sum(again)} names have two makers"
-    wait_for(lambda: (two / "folder" / "closed").exists(), "what the dead mount had closed")
-    assert (two / "folder" / "closed").read_bytes() == b"closed before it died"
+    closed = two / "folder" / "closed"  # a name may arrive before its content
+    wait_for(lambda: closed.exists() and closed.read_bytes(), "what the dead mount had closed")
+    assert closed.read_bytes() == b"closed before it died"
     assert not [name for name in os.listdir(two / "folder") if "conflict" in name]
     wait_for(lambda: alice.status()["mounts"] and not sum(m["pending"] for m in alice.status()["mounts"]), "all sent")
     assert exclusively(two / "folder" / "after"), "the folder is nobody's any more"

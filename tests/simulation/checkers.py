@@ -37,6 +37,7 @@ class Checkers:
         self.removed: Home | None = None
         self.forked_on_purpose: dict[bytes, tuple[bytes, bytes]] = {}  # feed -> hashes of two entries for one place
         self._barred: dict[tuple[Home, Home, bytes], set[object]] = {}
+        self._committed: dict[tuple[Home, Home, bytes], set[object]] = {}
         self._allowed_once: set[tuple[Home, bytes]] = set()
         self._rights: dict[tuple[Home, Home], tuple[Catalog, int, set[bytes]]] = {}
         self._signed: set[bytes] = set()
@@ -52,12 +53,21 @@ class Checkers:
         """From now on nothing more is committed of whoever may not write any more."""
         for writer in self.homes:
             if writer is not owner and not self._may_write(owner, writer, store_id):
-                self._barred[owner, writer, store_id] = self._absorbed(owner, writer, store_id)
+                key = owner, writer, store_id
+                self._barred[key] = self._absorbed(*key) | self._committed.get(key, set())
 
     def note_allowed(self) -> None:
         """Before a right is taken away: who may have the beginning of what."""
         for feed, owner in self._owners().items():
             self._allowed_once.update((home, feed) for home in self.homes if self._allowed(owner, home, feed))
+
+    def note_committed(self, owner: Home) -> None:
+        """Before its database is set back: what it committed of others rightly comes back, handed in or replayed."""
+        for store in owner.catalog.datastores():
+            for writer in self.homes:
+                if store.owner == owner.domain and writer is not owner:
+                    key = owner, writer, store.feed_id
+                    self._committed.setdefault(key, set()).update(self._absorbed(*key))
 
     def forgive(self, owner: Home) -> None:
         """Its database was set back: it may not know what it withdrew."""

@@ -431,6 +431,7 @@ class Story:
         self.promises.note_entries()
         self.checkers.note_signed()
         self.checkers.note_allowed()
+        self.checkers.note_committed(home)
         self.somebody_wakes = True
         home.set_back(database)
         self.promises.lose(home)

@@ -5,30 +5,43 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 DEADLINE_SECONDS = 40.0
+FIRST_PORT = 20_000
+PORTS_PER_WORKER = 2_000
+
+
+def _own_ports() -> Iterator[int]:
+    """Below those that the kernel gives to connections, and each worker's its own: nobody takes them meanwhile."""
+    first = FIRST_PORT + PORTS_PER_WORKER * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        yield from random.SystemRandom().sample(range(first, first + PORTS_PER_WORKER), PORTS_PER_WORKER)
+
+
+_ports = _own_ports()
 
 
 def free_ports(count: int) -> list[int]:
     """Ports that are free now; `count` in a row are not promised to be neighbours."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    found: list[int] = []
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
