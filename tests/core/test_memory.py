@@ -35,6 +35,8 @@ def test_what_is_too_small_makes_place_for_what_suffices() -> None:
     assert pool.spare_bytes == 2_000
     pool.give_back(large)
     assert pool.spare_bytes == 2_000, "more than is to be kept goes back to the system"
-    pool.clear()
+    pool.rest()
+    assert pool.spare_bytes == 2_000, "it was used a moment ago"
+    pool.rest()
     assert pool.spare_bytes == 0
     assert pool.take(10) is not large

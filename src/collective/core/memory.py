@@ -26,6 +26,7 @@ class BufferPool:
         self._keep_bytes = keep_bytes
         self._spare: list[mmap.mmap] = []
         self._spare_bytes = 0
+        self._taken = False  # since the last `rest`
 
     @property
     def spare_bytes(self) -> int:
@@ -34,6 +35,7 @@ class BufferPool:
 
     def take(self, size_bytes: int) -> mmap.mmap:
         """At least so many bytes; they hold what they last held."""
+        self._taken = True
         for index in range(len(self._spare) - 1, -1, -1):  # the last one given back is the warmest
             if len(self._spare[index]) >= size_bytes:
                 buffer = self._spare.pop(index)
@@ -49,7 +51,10 @@ class BufferPool:
             self._spare.append(buffer)
             self._spare_bytes += len(buffer)
 
-    def clear(self) -> None:
-        """Give the memory that waits back to the system."""
-        self._spare.clear()
-        self._spare_bytes = 0
+    def rest(self) -> None:
+        """Called now and then, when there is little to do: what nobody took anything of since then goes back to the
+        system."""
+        if not self._taken:
+            self._spare.clear()
+            self._spare_bytes = 0
+        self._taken = False

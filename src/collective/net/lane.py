@@ -31,7 +31,7 @@ __all__ = ["LaneCaller", "LaneConnection", "LaneHandler", "LaneLimits", "LaneRep
 
 CONNECT_SECONDS = 5.0
 DEFAULT_LIMITS = LaneLimits()
-SPARE_BYTES = 32 * MIB  # memory of answers, kept by a server for all its connections until one of them is idle
+SPARE_BYTES = 32 * MIB  # memory of answers, kept by a server for all its connections while it is used
 ACCEPT_PAUSE_SECONDS = 0.1
 SHUTDOWN_SECONDS = 1.0  # for the closing words of TLS
 

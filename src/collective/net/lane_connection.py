@@ -304,7 +304,7 @@ class LaneConnection(asyncio.BufferedProtocol):
             return
         idle = self._asking.is_idle and self._answering.is_idle
         if idle:
-            self._memory.clear()
+            self._memory.rest()
         if self._closes_when_idle and idle and silent_seconds > self._limits.idle_seconds:
             self.refuse(Unreachable("closed because nothing was asked for long"))
             return
