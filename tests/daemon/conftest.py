@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from support.networks import multicast as multicast
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Any]:

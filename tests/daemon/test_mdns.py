@@ -17,7 +17,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from support.catalogs import TestFederation
-from support.networks import require_multicast
 from support.writing import Events
 from zeroconf import DNSAddress, DNSOutgoing, DNSPointer, DNSService, DNSText  # type: ignore[attr-defined]
 
@@ -151,9 +150,8 @@ def test_own_addresses() -> None:
 
 
 @pytest.mark.long
-async def test_found_by_name_and_gone_on_time() -> None:
+async def test_found_by_name_and_gone_on_time(multicast: None) -> None:
     """Asked and answered between two processes; one that ends says so; somebody else is nobody."""
-    require_multicast()
     async with running(announcement("alice", 18001)) as alice, running(announcement("bob", 18101)) as bob:
         assert await alice.ask("bob") == ["127.0.0.1:18101"]
         assert await bob.ask("alice") == ["127.0.0.1:18001"]
@@ -167,9 +165,8 @@ async def test_found_by_name_and_gone_on_time() -> None:
 
 
 @pytest.mark.long
-async def test_a_liar_hides_nobody_and_sends_nobody_away() -> None:
+async def test_a_liar_hides_nobody_and_sends_nobody_away(multicast: None) -> None:
     """Others' answers for a member come beside its own, as places on this network alone."""
-    require_multicast()
     away = ("8.8.8.8", "224.0.0.1", "0.0.0.0", "255.255.255.255", "192.168.1.66")
     async with running(announcement("alice", 18001)) as alice, running(announcement("bob", 18101)):
         instance = announcement("alice", 1).instance("bob.media.collective")
@@ -186,9 +183,8 @@ async def test_a_liar_hides_nobody_and_sends_nobody_away() -> None:
 
 
 @pytest.mark.long
-async def test_a_flood_is_survived() -> None:
+async def test_a_flood_is_survived(multicast: None) -> None:
     """Tens of thousands of announcements and broken packets: memory stays bounded, and members are found after it."""
-    require_multicast()
     async with running(announcement("alice", 18001)) as alice, running(announcement("bob", 18101)):
         await alice.ask("bob")
         before = alice.resident_bytes()
@@ -215,9 +211,8 @@ def root(tmp_path: Path) -> Iterator[x509.Certificate]:
 
 
 @pytest.mark.long
-async def test_the_asking_side(root: x509.Certificate, tmp_path: Path) -> None:
+async def test_the_asking_side(multicast: None, root: x509.Certificate, tmp_path: Path) -> None:
     """A process that is killed is started again; before it runs, and after, nobody is found and nothing is amiss."""
-    require_multicast()
     events = Events()
     alice = Neighbours("alice.media.collective", root, tmp_path / "mdns.log", SystemClock(), events)
     assert await alice.places("bob.media.collective") == []

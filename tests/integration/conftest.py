@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.homes import Federation
+from support.networks import multicast as multicast
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from support.homes import Federation, Home, free_ports, wait_for
-from support.networks import Network, require_multicast, require_namespaces
+from support.networks import Network, require_namespaces
 
 pytestmark = pytest.mark.long
 
@@ -49,9 +49,8 @@ def mdns_process(home: Home) -> list[Path]:
 
 
 @pytest.fixture
-def pair(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> list[Home]:
+def pair(multicast: None, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> list[Home]:
     """alice and bob, who told nobody where they are; bob's only bootstrap peer is alice's address. Not started."""
-    require_multicast()
     monkeypatch.setenv("MDNS_ENABLED", "true")
     alice = federation.found("alice", hidden=True)
     bob = federation.join("bob", hidden=True)

@@ -7,11 +7,14 @@ Everything is made by the test and taken away by `close`; traffic never leaves t
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,8 +113,16 @@ class Network:
             _run("ip", "netns", "delete", namespace)
 
 
-def require_multicast() -> None:
-    """Skip where this machine's loopback carries no multicast; CI must have it."""
+@pytest.fixture
+def multicast() -> Iterator[None]:
+    """Loopback's multicast, for one test of this machine at a time; skips where there is none, CI must have it."""
+    with (Path(tempfile.gettempdir()) / f"multicast-{os.getuid()}.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        _require_multicast()
+        yield
+
+
+def _require_multicast() -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
