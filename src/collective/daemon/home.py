@@ -220,7 +220,7 @@ class Home:
 
     def note_listening(self, endpoint: feed_pb2.Endpoint) -> None:
         """Where this home's coordinator is reached from this machine, whatever it tells others."""
-        self._replace("listening.json", json.dumps(MessageToDict(endpoint)) + "\n")
+        self._replace("listening.json", json.dumps(MessageToDict(endpoint)).encode() + b"\n")
 
     def listening(self) -> list[feed_pb2.Endpoint]:
         """Where the coordinator listens, or listened last; empty when it never did."""
@@ -240,9 +240,7 @@ class Home:
 
     def save_gossip(self, state: bytes) -> None:
         """Replace it. Not synced: an older one, after a crash of the machine, costs one round of questions."""
-        temporary = self.path / "gossip.state.new"
-        temporary.write_bytes(state)
-        temporary.replace(self.path / "gossip.state")
+        self._replace("gossip.state", state)
 
     # ------------------------------------------------------------ peers.json
 
@@ -263,9 +261,9 @@ class Home:
 
     def save_peers(self, book: Mapping[str, Iterable[feed_pb2.Endpoint]]) -> None:
         document = {domain: [MessageToDict(endpoint) for endpoint in ends] for domain, ends in book.items()}
-        self._replace("peers.json", json.dumps(document, indent=2) + "\n")
+        self._replace("peers.json", json.dumps(document, indent=2).encode() + b"\n")
 
-    def _replace(self, name: str, text: str) -> None:
+    def _replace(self, name: str, content: bytes) -> None:
         temporary = self.path / f"{name}.new"
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(self.path / name)
