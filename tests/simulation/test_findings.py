@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from simulation.chance import seeded
 from simulation.checkers import Checkers
-from simulation.homes import Home
+from simulation.homes import Home, Life
 from simulation.hostile import Hostile
 from simulation.ledgers import NAMES, Template
 from simulation.promises import Promises
@@ -19,6 +19,7 @@ from support.catalogs import put
 
 from collective.transfer.forward import ANSWER_SECONDS
 from collective.wire import submit_pb2
+from collective.wire.feed_pb2 import Position
 from collective.wire.gossip_pb2 import GossipMessage, SignedGossip
 
 SEEDS = range(4)
@@ -217,3 +218,28 @@ def test_a_forked_feed_is_not_pulled_for_ever(street: Street) -> None:
     carried = street.network.entry_bytes
     street.run(30)
     assert street.network.entry_bytes == carried
+
+
+def test_a_fork_that_only_a_removed_member_saw_need_not_be_noticed(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dave shows another history to erin alone. While she is a member somebody has to notice; once she is removed
+    nobody asks her for anything. A seed of the stories showed that the checker wanted it all the same.
+    """
+    dave, erin = named(street, "dave"), named(street, "erin")
+    street.run(5)
+    street.network.block([dave.domain, erin.domain], list(street.homes))
+    checkers = Checkers(street, Promises())
+    checkers.hostile = dave
+    hostile = Hostile(dave, street, Random(1))
+
+    def hand_over(life: Life, victim: Home, feed: bytes, head: Position, entries: list[bytes]) -> None:
+        assert [victim.catalog.receive(raw) for raw in entries] == [True]
+
+    monkeypatch.setattr(hostile, "_push", hand_over)
+    assert dave.life is not None
+    hostile.fork(dave.life, erin, checkers)
+    with pytest.raises(AssertionError, match="nobody noticed a fork"):
+        checkers._check_forks()
+    checkers.removed = erin
+    checkers._check_forks()
