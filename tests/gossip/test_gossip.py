@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulation.world import MemoryFeeds, Network, World, acquainted, memory_world
 
 from collective.gossip import LAN, WAN, GossipSettings, State
+from collective.gossip.antientropy import WAIT_SECONDS, AntiEntropy
 from collective.gossip.dissemination import Interval, divide
 
 FEED = b"F" * 32
@@ -315,6 +316,21 @@ def test_a_member_away_for_a_year() -> None:
     away.start()
     took = world.run_until(lambda: all_alive(world) and everybody_has(world, count=12), 60)
     assert took <= 30, "by what its own first messages bring, not by the others' next round"
+
+
+def test_who_waits_for_a_pull_that_never_ends_is_pulled_from_beside_it() -> None:
+    """And whoever was, waits anew for the next one."""
+    entropy = AntiEntropy(LAN, lambda member, feed: True, "me")
+    assert entropy.begin_pull("slow", [FEED, SECRET], 0.0) == [FEED, SECRET]
+    assert entropy.begin_pull("good", [FEED], 1.0) == []
+    assert entropy.due() == 1.0 + WAIT_SECONDS
+    assert entropy.begin_pull("good", [FEED], WAIT_SECONDS) == []
+    assert entropy.begin_pull("good", [FEED], 1.0 + WAIT_SECONDS) == [FEED]
+    assert entropy.end_pull("good", 20.0) == {FEED}
+    assert entropy.begin_pull("good", [FEED], 20.0) == []
+    assert entropy.begin_pull("other", [SECRET], 20.0) == []
+    assert entropy.begin_pull("good", [FEED], 20.0 + WAIT_SECONDS) == [], "two wait, each for twice as long"
+    assert entropy.begin_pull("good", [FEED], 20.0 + 2 * WAIT_SECONDS) == [FEED]
 
 
 NUMBERS = st.integers(0, 99)

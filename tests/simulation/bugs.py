@@ -38,7 +38,7 @@ def _differences_are_not_compared(patch: pytest.MonkeyPatch) -> None:
 
 
 def _pulls_are_never_over(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(AntiEntropy, "end_pull", lambda self, peer, now: None)
+    patch.setattr(AntiEntropy, "end_pull", lambda self, peer, now: frozenset())
 
 
 def _the_summary_forgets_the_feeds(patch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@
                                                   pulls what it lacks
 
 Only feeds that the other may follow stand in a summary or digest. A feed is pulled from one peer at a time; whoever
-offered it meanwhile is compared with again afterwards. Comparisons without progress are spaced out up to 5 s.
+offered it meanwhile is compared with again afterwards. That one peer may send next to nothing for ever: whoever has
+waited for long is pulled from beside it. Comparisons without progress are spaced out up to 5 s.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _CONTEXT = "collective 2026 gossip summary 1"
 MAX_DIGEST_HEADS = 1024  # feeds in one digest; more go in several
 MAX_DISPUTED = 256
 ASK_TIMES = 3
+WAIT_SECONDS = 15.0  # for another's pull, times those who wait: what two send at once is in vain, and seldom sent so
 
 MayFollow = Callable[[str, bytes], bool]  # (member domain, feed id)
 
@@ -71,9 +73,9 @@ class AntiEntropy:
     may_follow: MayFollow
     own: str
     heads: dict[bytes, Head] = field(default_factory=dict)
-    pulling: dict[bytes, str] = field(default_factory=dict)  # feed -> from whom
+    pulling: dict[str, frozenset[bytes]] = field(default_factory=dict)  # from whom -> feeds
     _turns: dict[str, _Turn] = field(default_factory=dict)
-    _offered: set[str] = field(default_factory=set)  # who had something that was being pulled from another
+    _waiting: dict[str, float] = field(default_factory=dict)  # who has what is being pulled from another -> since when
     _disputed: dict[tuple[bytes, bytes], None] = field(default_factory=dict)
 
     # ------------------------------------------------------------ when to compare
@@ -127,7 +129,7 @@ class AntiEntropy:
     def forget(self, peer: str) -> None:
         """The peer is not a member any more, or away: nothing is compared until it is heard again."""
         self._turns.pop(peer, None)
-        self._offered.discard(peer)
+        self._waiting.pop(peer, None)
 
     # ------------------------------------------------------------ comparing
 
@@ -146,6 +148,7 @@ class AntiEntropy:
         """
         turn = self._turns.setdefault(peer, _Turn())
         if ours == theirs:
+            self._waiting.pop(peer, None)
             self.progressed(peer)
             return False
         if again or turn.told == (ours, theirs):
@@ -186,6 +189,8 @@ class AntiEntropy:
             for feed in self._shared(peer):
                 if feed not in theirs and (not digest.to_feed or digest.from_feed <= feed <= digest.to_feed):
                     missing_there.append((feed, self.heads[feed]))
+        if complete and not digest.to_feed and not missing_here:
+            self._waiting.pop(peer, None)
         return Difference(missing_here, missing_there)
 
     def lacking(self, feed: bytes, head: Head) -> bool:
@@ -194,23 +199,35 @@ class AntiEntropy:
 
     # ------------------------------------------------------------ pulling
 
-    def begin_pull(self, peer: str, feeds: Collection[bytes]) -> list[bytes]:
-        """Which of the feeds to pull from this peer now; the others are on their way from somebody else."""
-        if any(source == peer for source in self.pulling.values()):
-            self._offered.add(peer)
+    def begin_pull(self, peer: str, feeds: Collection[bytes], now: float) -> list[bytes]:
+        """Which of the feeds to pull from this peer now; the others are on their way from somebody else, and the peer
+        waits for that, but not for ever.
+        """
+        if peer in self.pulling:
             return []
-        free = [feed for feed in feeds if feed not in self.pulling]
+        free = [feed for feed in feeds if not self.is_pulled(feed)]
         if len(free) < len(feeds):
-            self._offered.add(peer)
-        self.pulling.update(dict.fromkeys(free, peer))
+            enough = self._waiting.setdefault(peer, now) + WAIT_SECONDS * len(self._waiting)
+            if now < enough:
+                turn = self._turns.setdefault(peer, _Turn())
+                turn.due = enough if turn.due is None else min(turn.due, enough)
+            else:
+                free = list(feeds)
+        if len(free) == len(feeds):
+            self._waiting.pop(peer, None)
+        if free:
+            self.pulling[peer] = frozenset(free)
         return free
 
-    def end_pull(self, peer: str, now: float) -> None:
-        """A pull ended, well or not; whoever offered the same meanwhile is compared with."""
-        self.pulling = {feed: source for feed, source in self.pulling.items() if source != peer}
-        offered, self._offered = self._offered, set()
-        for other in sorted(offered):
+    def is_pulled(self, feed: bytes) -> bool:
+        """Whether a feed is on its way from anybody."""
+        return any(feed in feeds for feeds in self.pulling.values())
+
+    def end_pull(self, peer: str, now: float) -> frozenset[bytes]:
+        """A pull ended, well or not: of which feeds. Whoever waits for the same is compared with."""
+        for other in sorted(self._waiting):
             self.want(other, now)
+        return self.pulling.pop(peer, frozenset())
 
     def behind(self, peer: str, known: Mapping[bytes, Place]) -> tuple[int, int]:
         """(entries the peer lacks, entries lacking here) as far as is known."""

@@ -78,7 +78,7 @@ class Engine(Listener):
         had_it = {name for name in self.membership.live() if peers[name].known.get(feed, NOWHERE) >= head.place}
         interval = arriving.interval if arriving else Interval(self.own, self.own)
         parts = self.dissemination.advanced(feed, head, entries, self._followers(feed), interval, had_it, now)
-        if head.place < arriving.place if arriving else feed in self.entropy.pulling:
+        if head.place < arriving.place if arriving else self.entropy.is_pulled(feed):
             parts = []  # catching up with what is news to nobody but this member: rounds are enough
         for part in parts:
             self._push(part.target, feed, entries, part.interval)
@@ -107,10 +107,9 @@ class Engine(Listener):
 
     def pulled(self, peer: str, complete: bool, progress: bool, now: float) -> list[Effect]:
         """A pull ended: with everything, and with anything that was new."""
-        for feed, source in self.entropy.pulling.items():
-            if source == peer and (arriving := self._arriving.get(feed)) and arriving.peer == peer:
+        for feed in self.entropy.end_pull(peer, now):
+            if (arriving := self._arriving.get(feed)) and arriving.peer == peer:
                 del self._arriving[feed]
-        self.entropy.end_pull(peer, now)
         if progress:
             self.entropy.progressed(peer)
         if complete or self._is_live(peer):

@@ -134,11 +134,11 @@ class Listener(Speaker):
         peer.known[feed] = max(peer.known.get(feed, NOWHERE), head.place)
         follow = epoch in (0, head.epoch_number) and push.first_seq <= seq + 1  # a new epoch may not go on from here
         if push.entries and follow and push.first_seq + len(push.entries) == head.seq + 1:
-            self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
+            self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain, pulled=False)
             fresh = tuple(push.entries[seq + 1 - push.first_seq :])
             self._effects.append(Deliver(peer.domain, feed, fresh, head.place))
-        elif self._pull(peer.domain, [feed]):
-            self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain)
+        elif self._pull(peer.domain, [feed], now):
+            self._arriving[feed] = Arriving(head.place, Interval(push.after, push.up_to), peer.domain, pulled=True)
 
     def _pass_on(self, feed: bytes, interval: Interval, source: str) -> None:
         """Serve a part of the ring with news that is here already."""
@@ -159,8 +159,8 @@ class Listener(Speaker):
         if head.place > here:
             follow = here[0] in (0, head.epoch_number) and 0 < notice.first_seq <= here[1] + 1
             if not follow or answer:
-                self._pull(peer.domain, [feed])
-            elif feed not in self.entropy.pulling and self._may_ask(feed, now):
+                self._pull(peer.domain, [feed], now)
+            elif not self.entropy.is_pulled(feed) and self._may_ask(feed, now):
                 self._notice(peer.domain, feed, answer=True)
         elif feed in self.entropy.heads and self._may_follow(peer.domain, feed):
             if not answer:
@@ -200,8 +200,8 @@ class Listener(Speaker):
             peer.known[told.feed_id] = head_of(told).place
         peer.compared = True
         difference = self.entropy.compare(peer.domain, digest, complete)
-        self._pull(peer.domain, [feed for feed in difference.missing_here if feed not in self._arriving])
         self.entropy.answered(peer.domain)
+        self._pull(peer.domain, [feed for feed in difference.missing_here if not self._is_handed(feed)], now)
         newer, older = self.statements.differing(digest.stamps, complete and not digest.from_feed.strip(b"\0"))
         for domain in sorted({*newer, *digest.wanted}):
             if (statement := self.statements.get(domain)) is not None:

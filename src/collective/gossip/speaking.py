@@ -23,11 +23,12 @@ NO_HEAD = Head(0, b"", 0, b"")
 
 @dataclass(frozen=True)
 class Arriving:
-    """Entries handed to the catalogue or being pulled because of a push, and where to pass them on."""
+    """Entries handed to the catalogue, or being `pulled` because of a push, and where to pass them on."""
 
     place: Place
     interval: Interval
     peer: str
+    pulled: bool
 
 
 class Speaker:
@@ -132,17 +133,22 @@ class Speaker:
         signed = SignedGossip.FromString(statement.raw)
         self._outbox.to(peer, signed).statements.append(signed)
 
-    def _pull(self, peer: str, feeds: Collection[bytes]) -> bool:
-        free = self.entropy.begin_pull(peer, feeds) if feeds else []
+    def _pull(self, peer: str, feeds: Collection[bytes], now: float) -> bool:
+        free = self.entropy.begin_pull(peer, feeds, now) if feeds else []
         if free:
             self._effects.append(Pull(peer, tuple(free)))
         return bool(free)
 
     def _here(self, feed: bytes) -> Place:
-        """How far a feed has got, what is on its way to the catalogue included."""
+        """How far a feed has got, what is on its way to the catalogue included; what is being pulled may never come."""
         head = self.entropy.heads.get(feed)
+        handed = self._arriving[feed].place if self._is_handed(feed) else NOWHERE
+        return max(head.place if head else NOWHERE, handed)
+
+    def _is_handed(self, feed: bytes) -> bool:
+        """Whether entries of a feed are on their way to the catalogue."""
         arriving = self._arriving.get(feed)
-        return max(head.place if head else NOWHERE, arriving.place if arriving else NOWHERE)
+        return arriving is not None and not arriving.pulled
 
     def _is_live(self, peer: str) -> bool:
         known = self.membership.peers.get(peer)

@@ -10,7 +10,8 @@ writer had sent it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from collective.catalog import Catalog, Gap, GoesBack, position_in
@@ -25,10 +26,11 @@ from collective.wire import control_pb2, feed_pb2
 
 __all__ = ["EntryServer", "EntryTaker", "Pulled"]
 
-REPLY_BYTES = 1 << 20  # per message; well under the control wire's limit
+REPLY_BYTES = 256 * 1024  # per message, a single entry apart: two seconds of a line of 1 Mbit/s
 REPLY_ENTRIES = 256
 BYTES_AT_ONCE = 256 * 1024  # applied in one turn of the writer thread: some 3,000 operations, 0.15 s
 SILENCE_SECONDS = 15.0
+LEAST_BYTES_PER_SECOND = 16 * 1024  # of a pull; an eighth of what a line of 1 Mbit/s carries
 
 
 class EntryServer:
@@ -149,28 +151,23 @@ class EntryTaker:
             control_pb2.FollowReply,
         )
         progress, complete, left = False, True, set[bytes]()
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(SILENCE_SECONDS):
-                        message = await anext(stream)
-                except StopAsyncIteration:
-                    return Pulled(progress, complete)
-                except TimeoutError:
-                    raise Unreachable(f"{domain} has been silent for {SILENCE_SECONDS:.0f} s") from None
+        async with contextlib.aclosing(_flowing(domain, stream)) as messages:
+            async for message in messages:
                 try:
                     if message.snapshot_entry:
                         progress = await self._start_from(domain, message) or progress
                         complete = False  # what follows it is asked for next
                     elif message.entries and message.feed_id not in left:
-                        progress = await self.take(domain, message.feed_id, message.entries) > 0 or progress
+                        new = await self.take(domain, message.feed_id, message.entries)
+                        progress = new > 0 or progress
+                        if feeds is not None and 2 * new < len(message.entries):
+                            return Pulled(progress, complete=False)  # they come from somebody else, and sooner
                 except Conflict:
                     left.add(message.feed_id)  # a fork, or a foreign entry of our own: that feed is taken no further
                 except CollectiveError:
                     left.add(message.feed_id)  # told by `take`; the other feeds may be fine
                     complete = False
-        finally:
-            await stream.aclose()
+        return Pulled(progress, complete)
 
     async def _start_from(self, domain: str, message: control_pb2.FollowReply) -> bool:
         """Start a feed from a snapshot; a peer through whom it cannot be had is asked for entries the next time."""
@@ -182,3 +179,23 @@ class EntryTaker:
             return False
         self._entries_only.discard(domain)
         return started
+
+
+async def _flowing(
+    domain: str, stream: AsyncGenerator[control_pb2.FollowReply, None]
+) -> AsyncGenerator[control_pb2.FollowReply, None]:
+    """The messages of a stream. Raises: Unreachable when it is silent, or brings next to nothing and does not end."""
+    clock, patience = asyncio.get_running_loop().time, SILENCE_SECONDS
+    async with contextlib.aclosing(stream):
+        while True:
+            began = clock()
+            try:
+                async with asyncio.timeout(patience):
+                    message = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise Unreachable(f"{domain} has sent next to nothing for {SILENCE_SECONDS:.0f} s") from None
+            earned = message.ByteSize() / LEAST_BYTES_PER_SECOND
+            patience = min(SILENCE_SECONDS, patience - (clock() - began) + earned)
+            yield message
