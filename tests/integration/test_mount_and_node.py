@@ -245,3 +245,39 @@ def test_a_home_that_told_nobody_where_it_is(federation: Federation, needs_fuse:
     alice.start()
     (mountpoint / "media" / "second").write_bytes(b"2")
     wait_for(lambda: {"first", "second"} <= set(alice.ok("ls", "/media").out.split()), "both to be in the library")
+
+
+def tell(home: Home, other: Home) -> None:
+    """Write into a home's book where another is, as its coordinator does when it has found it."""
+    place = {"type": "lan", "grpc": f"{other.address}:{other.ports[0]}", "lane": f"{other.address}:{other.ports[1]}"}
+    (home.path / "peers.json.new").write_text(json.dumps({f"{other.name}.media.collective": [place]}))
+    (home.path / "peers.json.new").replace(home.path / "peers.json")
+
+
+@pytest.mark.long
+def test_a_mount_finds_a_member_that_moved(federation: Federation, needs_fuse: None, tmp_path: Path) -> None:
+    """bob, who tells nobody where he is, is elsewhere than when alice's mount began: what her coordinator found out
+    since, the mount knows too."""
+    alice = federation.found("alice")
+    bob = federation.join("bob", hidden=True)
+    tell(alice, bob)
+    alice.start()
+    bob.start()
+    federation.connected()
+    bob.ok("datastore", "create", "/films")
+    bob.ok("datastore", "grant", "/films", "read", "alice@media.collective")
+    for name in ("early", "late"):
+        (tmp_path / name).write_bytes(os.urandom(100_000))
+        bob.ok("put", tmp_path / name, f"/films/{name}")
+    wait_for(lambda: alice.run("ls", "/films").out.split() == ["early", "late"], "alice to see the names")
+    assert alice.stop() == 0
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    alice.ok("mount", mountpoint)
+    assert (mountpoint / "films" / "early").read_bytes() == (tmp_path / "early").read_bytes()
+    assert bob.stop() == 0
+    bob.ports = free_ports(3)
+    bob.start()
+    tell(alice, bob)
+    assert (mountpoint / "films" / "late").read_bytes() == (tmp_path / "late").read_bytes()
+    alice.ok("umount", mountpoint)

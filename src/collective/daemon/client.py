@@ -91,7 +91,8 @@ async def open_read_side(home: Home, clock: Clock, observer: Observer = SILENT) 
     reader = Reader.open(home.database, own_domain)
     trust = TrustStore(credentials.root, own_domain)
     channels = Channels(credentials, trust, clock)
-    book = PeerBook(reader, home.saved_peers(), own=home.listening)
+    saved_since, saved = home.peers_saved_since(), home.saved_peers()
+    book = PeerBook(reader, saved, own=home.listening, saved_since=saved_since)
     side: ReadSide
 
     async def dial(address: FederatedAddress, lane_address: str) -> LaneConnection:

@@ -259,6 +259,31 @@ class Home:
                 f"{self.path}/peers.json is broken: {error}", "delete it; peers are met again"
             ) from error
 
+    def peers_saved_since(self) -> Callable[[], dict[str, list[feed_pb2.Endpoint]] | None]:
+        """To be asked often: what the book says when it was replaced since it was asked last, else None."""
+        seen = self._peers_stamp()
+
+        def look() -> dict[str, list[feed_pb2.Endpoint]] | None:
+            nonlocal seen
+            stamp = self._peers_stamp()
+            if stamp in (seen, None):
+                return None
+            seen = stamp
+            try:
+                return self.saved_peers()
+            except Misconfigured:
+                return None  # what was known serves until the coordinator writes it anew
+
+        return look
+
+    def _peers_stamp(self) -> tuple[int, int] | None:
+        """Another one each time the file is replaced."""
+        try:
+            found = (self.path / "peers.json").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def save_peers(self, book: Mapping[str, Iterable[feed_pb2.Endpoint]]) -> None:
         document = {domain: [MessageToDict(endpoint) for endpoint in ends] for domain, ends in book.items()}
         self._replace("peers.json", json.dumps(document, indent=2).encode() + b"\n")

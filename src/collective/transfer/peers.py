@@ -2,8 +2,9 @@
 
 Endpoints come from three places, the freshest first: what a peer said when it connected, its card in its member
 feed, and what the bundle or the configuration named. Where a member answered that told nothing of it (transfer/finding)
-stands before these, until it fails to. The book is kept across restarts through `save`. Where this home's own
-coordinator listens is known without anybody's word (`own`), and stands first for it.
+stands before these, until it fails to. The book is kept across restarts through `save`; other processes of the home
+look into what the coordinator saved since (`saved_since`). Where this home's own coordinator listens is known without
+anybody's word (`own`), and stands first for it.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class PeerBook:
         saved: Saved,
         save: Callable[[Saved], None] = lambda book: None,
         own: Callable[[], Iterable[feed_pb2.Endpoint]] = tuple,
+        saved_since: Callable[[], Saved | None] = lambda: None,
     ) -> None:
         self._catalog = catalog
         self._save = save
         self._own = own
+        self._saved_since = saved_since
         self._told: dict[str, list[feed_pb2.Endpoint]] = {domain: list(ends) for domain, ends in saved.items()}
         self._met: dict[str, feed_pb2.Endpoint] = {}
 
@@ -70,6 +73,8 @@ class PeerBook:
 
     def endpoints(self, domain: str) -> list[feed_pb2.Endpoint]:
         """Where to dial this member's coordinator, best first, without repetition."""
+        if (saved := self._saved_since()) is not None:
+            self._told = {domain: list(ends) for domain, ends in saved.items()}
         met = [self._met[domain]] if domain in self._met else []
         if domain == self._catalog.own_domain:
             met += self._own()
