@@ -17,7 +17,8 @@ from simulation.street import Street
 from simulation.world import Network
 from support.catalogs import operation_id, put
 
-from collective.transfer.sync import EntryServer
+from collective.gossip.antientropy import WAIT_SECONDS
+from collective.transfer.sync import SILENCE_SECONDS, EntryServer
 from collective.wire import control_pb2, feed_pb2
 
 LACKING = 40  # entries
@@ -91,8 +92,17 @@ class Dribbler:
             await asyncio.sleep(OFFER_SECONDS)
 
 
-@pytest.mark.parametrize("way", ["nothing", "what is known", "one entry", "its own", "an end"])
-def test_a_dribble_does_not_hold_a_feed(way: str, street: Street) -> None:
+@pytest.mark.parametrize(
+    ("way", "most_seconds"),
+    [
+        ("what is known", 5),  # given up at once
+        ("nothing", 2 * SILENCE_SECONDS + 5),  # too little, twice
+        ("its own", 2 * SILENCE_SECONDS + 5),
+        ("one entry", 4 * WAIT_SECONDS + 5),  # what three wait for
+        ("an end", 4 * WAIT_SECONDS + 5),
+    ],
+)
+def test_a_dribble_does_not_hold_a_feed(way: str, most_seconds: float, street: Street) -> None:
     """dave, who means harm, is asked first for what alice lacks of bob's; she has it all from others before long."""
     alice, bob, _, dave, _ = street.homes.values()
     feed = store_of(bob)
@@ -115,8 +125,26 @@ def test_a_dribble_does_not_hold_a_feed(way: str, street: Street) -> None:
     assert dribbler.asked
     assert alice.catalog.heads()[feed] != full
     street.network.heal()
-    took = street.run_until(lambda: "" if alice.catalog.heads()[feed] == full else "alice lacks entries", 75)
+    took = street.run_until(lambda: "" if alice.catalog.heads()[feed] == full else "alice lacks entries", most_seconds)
     print(f"{way}: level after {took:.1f} s")
+
+
+def test_news_arrive_while_somebody_dribbles(street: Street) -> None:
+    """dave offers what does not exist, and is asked for it for long; what bob writes meanwhile comes all the same."""
+    alice, bob, _, dave, _ = street.homes.values()
+    feed = store_of(bob)
+    assert bob.life is not None
+    assert dave.life is not None
+    dribbler = Dribbler(dave, feed, "nothing")
+    dave.life.entries = dribbler  # type: ignore[assignment]
+    dave.life.spawn(dribbler.offer(Hostile(dave, street, Random(1)), alice), "offers", told=True)
+    street.run(1)
+    assert dribbler.asked == 1
+    put(bob.catalog, b"/bob/news")
+    bob.life.bell.ring()
+    full = bob.catalog.heads()[feed]
+    street.run_until(lambda: "" if alice.catalog.heads()[feed] == full else "alice lacks the news", 1)
+    assert dribbler.asked == 1, "it is still being asked"
 
 
 def slow(server: EntryServer, line: asyncio.Lock) -> Follow:
