@@ -79,8 +79,7 @@ class Node(NamedTuple):
         return self._replace(link_count=0)
 
 
-@dataclass(frozen=True)
-class Inline:
+class Inline(NamedTuple):
     """Content that lives in the row itself."""
 
     data: bytes

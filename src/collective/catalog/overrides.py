@@ -181,7 +181,9 @@ class StoreState:
 
     def insert(self, number: int, attributes: Attributes) -> None:
         ino = self._ino(number)
-        override = self._overlay._nodes.setdefault(ino, NodeOverride(ino=ino))
+        override = self._overlay._nodes.get(ino)
+        if override is None:
+            override = self._overlay._nodes[ino] = NodeOverride(ino=ino)
         self._touch(override)
         override.content = self._contents(attributes.content)
         override.node = Node(
@@ -244,7 +246,9 @@ class StoreState:
 
     def _name(self, parent: int, name: bytes) -> NameOverride:
         ino = self._ino(parent)
-        names = self._overlay._names.setdefault(ino, Names())
+        names = self._overlay._names.get(ino)
+        if names is None:
+            names = self._overlay._names[ino] = Names()
         override = names.by_name.get(name)
         if override is None:
             override = NameOverride(parent=ino, name=name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from collective.catalog import Inline, VersionReference
 from collective.catalog.namespace import NUMBER_BITS
@@ -49,8 +50,7 @@ def base_of(store_id: bytes, content: feed_pb2.Content) -> Base:
     )
 
 
-@dataclass(frozen=True)
-class Frozen:
+class Frozen(NamedTuple):
     """A content on its way: everything up to seq `upto` but what lies in [keep_start, keep_end). Immutable."""
 
     ino: int

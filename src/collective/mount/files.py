@@ -18,8 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from collective.core.errors import CollectiveError, NotFound
 from collective.mount.contents import content_key
@@ -34,8 +33,7 @@ __all__ = ["ContentView", "OpenFiles", "OpenedFile", "WrittenContents"]
 WRITING_FLAGS = (os.O_WRONLY, os.O_RDWR)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedFile:
+class OpenedFile(NamedTuple):
     """A file handle, and whether the kernel's cached pages of the inode may stay."""
 
     handle: int

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -355,9 +354,9 @@ class Journal:
         segment.live += 1  # until the record below counts it
         try:
             blob_checksum = await self._in_thread({segment}, fill)
-            record = replace(record, segment=segment.number, position=position, blob_checksum=blob_checksum)
+            record = record._replace(segment=segment.number, position=position, blob_checksum=blob_checksum)
             seq = self._append(Kind.WRITE_AT, flags, records.pack_write_at(record))
-            return replace(record, seq=seq)
+            return record._replace(seq=seq)
         finally:
             segment.live -= 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from collective.core.errors import Conflict
@@ -140,16 +139,16 @@ def _copy(source: Journal, target: Journal) -> None:
         data = source.read(record.seq, 0, record.size_bytes) if isinstance(record, WriteRecord) else b""
         taken = record
         if isinstance(taken, BaseRecord):
-            taken = replace(taken, upto=mapped(taken.upto))
+            taken = taken._replace(upto=mapped(taken.upto))
         elif isinstance(taken, FlushRecord):
             upto, place = mapped(taken.upto), mapped(taken.place)
             # a create that is settled there is not here: nothing to merge with
             create = mapped(taken.create_seq) if taken.create_seq in olds else 0
-            taken = replace(taken, upto=upto, place=place, create_seq=create)
+            taken = taken._replace(upto=upto, place=place, create_seq=create)
         seq = _append(target, taken, data)
         olds.append(record.seq)
         news.append(seq)
-        target.recovered = (*target.recovered, replace(taken, seq=seq))
+        target.recovered = (*target.recovered, taken._replace(seq=seq))
 
 
 def _append(target: Journal, record: Record, data: bytes) -> int:

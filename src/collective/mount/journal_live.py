@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from collective.core.errors import NotFound
 from collective.mount.journal_segments import Segment
@@ -13,8 +13,7 @@ __all__ = ["LiveRecords", "Place"]
 RECORD_BYTES = 256  # what a record takes beside its data, about
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The record's segment; the segment, position and size of a write's data."""
 
     number: int
@@ -45,18 +44,20 @@ class LiveRecords:
     def put(self, seq: int, number: int, data_number: int = 0, position: int = 0, size_bytes: int = 0) -> None:
         """The record stands in segment `number`, its data in `data_number` (0: the same); also of one that moved."""
         self.drop(seq)
-        place = self._places[seq] = Place(number, data_number or number, position, size_bytes)
-        self.size_bytes += size_bytes + RECORD_BYTES
-        for one in {place.number, place.data_number}:
-            self._segments[one].live += 1
+        self._places[seq] = place = Place(number, data_number or number, position, size_bytes)
+        self._count(place, 1)
 
     def drop(self, seq: int) -> None:
         """It counts no more. Unknown ones are passed over."""
         place = self._places.pop(seq, None)
         if place is not None:
-            self.size_bytes -= place.size_bytes + RECORD_BYTES
-            for one in {place.number, place.data_number}:
-                self._segments[one].live -= 1
+            self._count(place, -1)
+
+    def _count(self, place: Place, step: int) -> None:
+        self.size_bytes += step * (place.size_bytes + RECORD_BYTES)
+        self._segments[place.number].live += step
+        if place.data_number != place.number:
+            self._segments[place.data_number].live += step
 
     def disown(self, seqs: Iterable[int]) -> None:
         """These are never to be recovered, so never written again."""

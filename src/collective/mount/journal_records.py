@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from blake3 import blake3
 from google.protobuf.message import DecodeError
@@ -70,8 +70,7 @@ class Kind(IntEnum):
     SETTLED = 9  # payload: u64 seqs that count no more; has no seq itself, like a blob
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     size_bytes: int
     kind: int
     flags: int
@@ -79,8 +78,7 @@ class Header:
     checksum: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OperationRecord:
+class OperationRecord(NamedTuple):
     """A change of the tree, complete but for content. `of_directory`: what it names is a directory."""
 
     seq: int
@@ -89,8 +87,7 @@ class OperationRecord:
     of_directory: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WriteRecord:
+class WriteRecord(NamedTuple):
     """Data of `size_bytes` at `offset` of an inode; the bytes are read from the journal by `seq`.
 
     `segment` and `position` say where the data lies: in the record itself, or in a blob (then with its checksum).
@@ -107,8 +104,7 @@ class WriteRecord:
     unowned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TruncateRecord:
+class TruncateRecord(NamedTuple):
     seq: int
     ino: int
     size_bytes: int
@@ -116,8 +112,7 @@ class TruncateRecord:
     unowned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BaseRecord:
+class BaseRecord(NamedTuple):
     """What an inode's dirty extents lie on: `content` as it stood, or as a flush made it.
 
     Records up to seq `upto` are in `content` already, but for the bytes in [keep_start, keep_end). `size_bytes` and
@@ -144,8 +139,7 @@ class BaseRecord:
         return head + self.content.SerializeToString()
 
 
-@dataclass(frozen=True, slots=True)
-class FlushRecord:
+class FlushRecord(NamedTuple):
     """The exact operation that carries an inode's content up to seq `upto` (but for [keep_start, keep_end)), written
     before it is sent. `place` is its place in the order of changes; `create_seq` the create it was merged into, or 0;
     `last`: the file was closed, and is as long as the content."""

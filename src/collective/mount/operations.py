@@ -7,6 +7,7 @@ within the DataStore.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from collective.mount.committing import Author
 from collective.wire import feed_pb2
@@ -17,8 +18,7 @@ RENAME_NO_REPLACE = 1
 RENAME_EXCHANGE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class NewInode:
+class NewInode(NamedTuple):
     """What `mknod`, `mkdir`, `symlink` or `create` asked for; `mode` carries the type bits."""
 
     mode: int

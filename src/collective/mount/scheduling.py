@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from collective.wire import feed_pb2
 
@@ -26,8 +27,7 @@ Key = int | tuple[int, bytes]
 ALL_DIRECTORIES = 0  # no inode has this number
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """What an operation needs for itself, and what it shares."""
 
     alone: tuple[Key, ...]
@@ -129,7 +129,9 @@ class Schedule:
             use.alone = ticket
             use.shared = {}
         for key in keys.shared:
-            use = self._uses.setdefault(key, _Use())
+            use = self._uses.get(key)
+            if use is None:
+                use = self._uses[key] = _Use()
             before.add(use.alone)
             use.shared[ticket] = None
         for other in before:
