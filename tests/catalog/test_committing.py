@@ -12,7 +12,7 @@ from support.catalogs import TestFederation
 from collective.catalog import Catalog, DataStore
 from collective.catalog.naming import conflict_name
 from collective.catalog.numbers import BLOCK_COUNT
-from collective.catalog.obstacles import token_of
+from collective.catalog.obstacles import NUMBER_FIELDS, token_of
 from collective.core.errors import Full, Refused
 from collective.wire import feed_pb2, submit_pb2
 
@@ -399,3 +399,15 @@ def test_conflict_names_fit(name: bytes) -> None:
     assert b" (conflict bob 2026-11-23 1f3a)" in made
     assert len(made) <= 255
     made.decode()
+
+
+def test_every_number_that_a_change_names_is_judged() -> None:
+    """Each field of a change or an expectation that holds an inode number."""
+    change = feed_pb2.TreeOperation.DESCRIPTOR.oneofs_by_name["change"]
+    kinds = [field.message_type for field in change.fields]
+    kinds += [feed_pb2.ExpectedLink.DESCRIPTOR, feed_pb2.ExpectedContent.DESCRIPTOR]
+    found = {
+        type_._concrete_class: {name for name in type_.fields_by_name if "inode" in name or "parent" in name}
+        for type_ in kinds
+    }
+    assert {kind: set(names) for kind, names in NUMBER_FIELDS.items()} == found

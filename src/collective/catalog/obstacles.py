@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from blake3 import blake3
+from google.protobuf.message import Message
 
 from collective.catalog.models import DataStore, Inline, Node
 from collective.catalog.namespace import NUMBER_BITS
@@ -21,9 +22,20 @@ from collective.catalog.tree import MAX_DEPTH, MAX_NUMBER, RENAME_EXCHANGE, RENA
 from collective.core.errors import NotFound
 from collective.wire import feed_pb2
 
-__all__ = ["Obstacle", "Trouble", "View", "content_token", "find_obstacle", "numbers_of", "token_of"]
+__all__ = ["NUMBER_FIELDS", "Obstacle", "Trouble", "View", "content_token", "find_obstacle", "numbers_of", "token_of"]
 
 _NUMBER_MASK = (1 << NUMBER_BITS) - 1
+NUMBER_FIELDS: dict[type[Message], tuple[str, ...]] = {  # that hold inode numbers, of changes and expectations
+    feed_pb2.Create: ("inode", "parent"),
+    feed_pb2.Link: ("inode", "parent"),
+    feed_pb2.Unlink: ("inode", "parent"),
+    feed_pb2.Rename: ("inode", "from_parent", "to_parent", "replaced_inode"),
+    feed_pb2.SetAttributes: ("inode",),
+    feed_pb2.SetXattr: ("inode",),
+    feed_pb2.SetContent: ("inode",),
+    feed_pb2.ExpectedLink: ("inode", "parent"),
+    feed_pb2.ExpectedContent: ("inode",),
+}
 
 
 def token_of(content: feed_pb2.Content) -> bytes:
@@ -98,8 +110,7 @@ def numbers_of(operation: feed_pb2.TreeOperation) -> list[int]:
     change = operation.WhichOneof("change")
     named = [getattr(operation, change)] if change is not None else []
     named += [one.link if one.HasField("link") else one.content for one in operation.expectations]
-    fields = ("inode", "parent", "from_parent", "to_parent", "replaced_inode")
-    return [getattr(one, field) for one in named for field in fields if hasattr(one, field)]
+    return [getattr(one, field) for one in named for field in NUMBER_FIELDS[type(one)]]
 
 
 class Trouble(Enum):

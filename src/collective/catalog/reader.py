@@ -208,13 +208,14 @@ class _Still(_Applied):
 
     def __init__(self, reader: Reader) -> None:
         super().__init__(reader)
+        self._joined = reader._namespace()
         self._nodes: dict[int, Node | None] = {}
         self._names: dict[tuple[int, bytes], Node | None] = {}
 
     def get(self, ino: int) -> Node:
         if ino not in self._nodes:
             try:
-                self._nodes[ino] = super().get(ino)
+                self._nodes[ino] = self._tree._get(self._joined, ino)
             except NotFound:
                 self._nodes[ino] = None
         return _present(self._nodes[ino])
@@ -223,7 +224,7 @@ class _Still(_Applied):
         key = parent_ino, name
         if key not in self._names:
             try:
-                self._names[key] = super().lookup(parent_ino, name)
+                self._names[key] = self._tree._lookup(self._joined, parent_ino, name)
             except NotFound:
                 self._names[key] = None
         return _present(self._names[key])
