@@ -50,7 +50,8 @@ async def serve(folder: Path, federation: TestFederation) -> None:
         writer = Writer(committer, journal, Author(ALICE, f"client@{ALICE}"), RealClock())
         try:
             await run_mount(
-                open_reader(), desk.open_source, MountSettings(folder / "mount", cache_size_bytes=32 * MIB),
+                open_reader(), desk.open_source,
+                MountSettings(folder / "mount", cache_size_bytes=32 * MIB, allow_other="--allow-other" in sys.argv),
                 PrintingObserver(), on_ready=lambda: print("ready", flush=True), writer=writer, space=committer.space,
             )  # fmt: skip
         except asyncio.CancelledError:

@@ -19,6 +19,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -375,6 +376,37 @@ async def test_times_modes_and_attributes_stay(media: Path) -> None:
 
     for step in (work, check, sync, check):
         await away(step)
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_permission_bits_count_whoever_looks_at_them(need_fuse: None, others: bool) -> None:
+    """In root's own mount the mount itself, which nobody else can enter; where others can, the kernel."""
+
+    def work(media: Path) -> None:
+        tool, notes, secret = media / "tool", media / "notes", media / "secret"
+        for path, mode in ((tool, 0o755), (notes, 0o644), (secret, 0o600)):
+            path.write_text("#!/bin/sh\necho ran\n")
+            path.chmod(mode)
+        assert os.access(notes, os.R_OK | os.W_OK)
+        assert os.access(media, os.R_OK | os.W_OK | os.X_OK)
+        assert os.access(tool, os.X_OK)
+        assert not os.access(notes, os.X_OK), "what nobody may run root may not either"
+        assert subprocess.run([tool], capture_output=True, check=True).stdout == b"ran\n"
+        with pytest.raises(PermissionError):
+            subprocess.run([notes], check=False)
+        assert opens_as_another(notes, "r") == others
+        assert not opens_as_another(secret, "r")
+        assert not opens_as_another(media / "made", "x")
+
+    def opens_as_another(path: Path, mode: str) -> bool:
+        change = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+        script = f"{change}; open({str(path)!r}, {mode!r})"
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+    with tempfile.TemporaryDirectory() as folder:  # not in pytest's, which only root enters
+        os.chmod(folder, 0o755)
+        async with serving(Path(folder), "--uvloop", *(("--allow-other",) if others else ())):
+            await away(work, Path(folder) / "mount" / "media")
 
 
 async def test_locks_hold_within_the_mount(media: Path) -> None:
