@@ -2,7 +2,7 @@
 
     added -> (content uploaded) -> taken into a batch -> answered -> settled
 
-A batch goes when nothing was added for 20 ms, or at 512, or after 200 ms, or at once when somebody waits for it: a
+A batch goes when nothing was added for 20 ms, or at 512, or 200 ms after its first, or at once when somebody waits: a
 single change is seen by others at once, and a program that makes many pays the fixed price of a batch (two syncs, a
 signed entry, everybody told) rarely. It is sent again until it is answered: every operation carries its id, so the
 second time changes nothing. Only an answer settles an operation; whatever error the call as a whole meets, the batch
@@ -61,7 +61,8 @@ class StoreQueue:
         self._settled = settled
         self._schedule = Schedule()
         self._items: dict[int, Queued] = {}
-        self._some = asyncio.Event()  # something may be taken
+        self._some = asyncio.Event()  # something may be taken …
+        self._since = 0.0  # … since then
         self._hurry = asyncio.Event()  # … and should be, at once
         self._answered: asyncio.Future[None] | None = None
         self._waiters = 0
@@ -97,7 +98,9 @@ class StoreQueue:
     def _look(self) -> None:
         count = self._schedule.takeable_count
         if count:
-            self._some.set()
+            if not self._some.is_set():
+                self._some.set()
+                self._since = asyncio.get_running_loop().time()
             if count >= BATCH_OPERATIONS or self._waiters:
                 self._hurry.set()
 
@@ -154,14 +157,15 @@ class StoreQueue:
             await self._some.wait()
             await self._gather()
             self._hurry.clear()
-            await self._send(self._take())
             self._some.clear()
+            batch = self._take()
             self._look()
+            await self._send(batch)
 
     async def _gather(self) -> None:
         """Return when the batch shall go: see above."""
         loop = asyncio.get_running_loop()
-        latest = loop.time() + LONGEST_SECONDS
+        latest = self._since + LONGEST_SECONDS
         seen = 0
         while not self._hurry.is_set() and self._added != seen and (left := latest - loop.time()) > 0:
             seen = self._added
@@ -192,13 +196,15 @@ class StoreQueue:
         for item in batch:
             del self._items[item.ticket]
             outcome = told.get(item.ticket)
+            answered, left = item.answered, item.left
+            item.answered = item.left = None  # who is told holds the item: a cycle for each of thousands of files
             if isinstance(outcome, CollectiveError):
-                self._leave(item, outcome)
+                self._leave(item, left, outcome)
                 continue
             if outcome is not None:
                 self._tell(item, outcome)
-            if item.answered is not None:
-                item.answered(outcome)
+            if answered is not None:
+                answered(outcome)
             seqs += item.seqs
         self._schedule.finish(item.ticket for item in batch)
         self._settled(seqs)
@@ -228,13 +234,13 @@ class StoreQueue:
                 return outcomes
         return []
 
-    def _leave(self, item: Queued, error: CollectiveError) -> None:
+    def _leave(self, item: Queued, left: Callable[[CollectiveError], None] | None, error: CollectiveError) -> None:
         assert item.staged is not None
         change = item.staged.operation.WhichOneof("change")
         self._observer.event("replay.left", change=change, reason=error.message)
         self.left.append(error.message)
-        if item.left is not None:
-            item.left(error)
+        if left is not None:
+            left(error)
 
     def _tell(self, item: Queued, outcome: submit_pb2.OperationOutcome) -> None:
         if outcome.outcome in (submit_pb2.CONFLICT, submit_pb2.REFUSED, submit_pb2.MISSED):
