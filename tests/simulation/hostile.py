@@ -132,6 +132,8 @@ class Hostile:
         twin = self.home.template.open(self.home.label, folder, _NoHeads(), life.clock, self.home.witness)
         try:
             feed = twin.own_member_feed()
+            if feed not in twin.heads():
+                return f"{self.home.label} has no feed to fork: its database was lost"
             seq = twin.heads()[feed].seq
             for catalog in (twin, life.catalog):
                 catalog.grant(b"/dave", [feed_pb2.READ], f"{victim.label}@media.collective")

@@ -36,6 +36,7 @@ class Promise:
     replaces: bytes = b""  # the content that its writer saw there; b"": none, it made the file
     removed: bool = False
     counts: bool = True
+    was_staged: bool = True  # at its writer; else its owner alone answers for it, like for its own
     came_back: bool = False  # its writer had its entry once, or cannot have it, or lost its database
 
     def __str__(self) -> str:
@@ -103,7 +104,7 @@ class Promises:
         honest = list(honest)
         for promise in self.made:
             home = promise.writer
-            if promise.came_back or home not in honest or home is promise.owner:
+            if promise.came_back or not promise.was_staged or home not in honest or home is promise.owner:
                 continue
             promise.came_back = committed_at(home.catalog, promise.id) is not None or not any(
                 store.readable for store in home.catalog.datastores() if store.owner == promise.owner.domain

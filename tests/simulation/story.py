@@ -270,6 +270,7 @@ class Story:
         reply = await life.writing.submit.submit(store_id, staged, exact=True)
         for promise, outcome in zip(promised, reply.outcomes, strict=True):
             if promise is not None and outcome.outcome in (submit_pb2.APPLIED, submit_pb2.CONFLICT):
+                promise.was_staged = False
                 self.promises.made.append(promise)
 
     def _promise(self, home: Home, owner: str, one: submit_pb2.StagedOperation, seen: bytes) -> Promise | None:
