@@ -15,6 +15,7 @@ from support.writers import Writer, check
 
 CALLS = ("fsync,fdatasync", "rename", "pwrite64,pwritev,pwritev2")
 STEPS = 40
+DYING_SECONDS = 15.0  # that a program saves, at most, before the coordinator made the n-th call (in one thread)
 
 
 def needs_strace() -> None:
@@ -65,10 +66,11 @@ def sweep_mount(federation: Federation, tmp_path: Path, points: list[tuple[str, 
         folder = mountpoint / "media" / f"run{number}"
         writer = Writer(folder, 0, number)
         process = start_mount(alice, mountpoint, traced(calls, when))
-        with contextlib.suppress(OSError):  # it dies under us: that step is not in the ledger
-            folder.mkdir(parents=True)
-            for count in range(STEPS):
-                writer.step(f"f{count % 12}")
+        if os.path.ismount(mountpoint):
+            with contextlib.suppress(OSError):  # it dies under us: that step is not in the ledger
+                folder.mkdir(parents=True)
+                for count in range(STEPS):
+                    writer.step(f"f{count % 12}")
         if process.poll() is None:
             alice.run("umount", mountpoint)  # whatever it says: the mount may be dying this moment
         hits += process.wait(30) == -signal.SIGKILL
@@ -79,35 +81,43 @@ def sweep_mount(federation: Federation, tmp_path: Path, points: list[tuple[str, 
 
 
 def sweep_coordinator(federation: Federation, tmp_path: Path, points: list[tuple[str, int]]) -> int:
-    """The coordinator (or its node) is killed at each point while a program saves through a mount that stays."""
+    """The coordinator (or its node) is killed at each point while a program saves through a mount that stays; how many
+    points hit."""
     alice = federation.found("alice")
     alice.ok("datastore", "create", "/media", "--replicas", "1")
     alice.start()
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     alice.ok("mount", mountpoint)
-    hits = 0
+    coordinators = hits = 0
+
+    def died() -> int:
+        """How many of both have died; a coordinator that did is started again (a node is by its coordinator)."""
+        nonlocal coordinators
+        if alice.coordinator is None or alice.coordinator.poll() is not None:
+            coordinators += 1
+            alice.start()
+        return coordinators + (alice.path / "coordinator.log").read_text().count('"exit_code": -9')
+
     for number, (calls, when) in enumerate(points):
+        before = died()
+        folder = mountpoint / "media" / f"run{number}"
+        folder.mkdir()
         alice.stop()
         alice.prefix = traced(calls, when)
-        try:
+        with contextlib.suppress(AssertionError):  # on its way up
             alice.start()
-        except AssertionError:
-            hits += 1  # on its way up
         alice.prefix = []
-        folder = mountpoint / "media" / f"run{number}"
-        if alice.coordinator is None or alice.coordinator.poll() is not None:
-            alice.start()
-        folder.mkdir()
         writer = Writer(folder, 0, number)
         writer.start()
-        wait_for(lambda writer=writer: len(writer.ledger) > 4, "a few steps", 60)
-        if alice.coordinator is None or alice.coordinator.poll() is not None:
-            hits += 1
-            alice.start()
+        with contextlib.suppress(AssertionError):  # so many calls may take longer
+            wait_for(lambda before=before: died() > before, "it to die", DYING_SECONDS)
         writer.stopping.set()
-        writer.join(60)
-        assert not writer.is_alive(), "a program hangs in the mount"
+        wait_for(lambda writer=writer: (died(), not writer.is_alive())[1], "the program to end", 60)
+        hits += died() > before
+        alice.kill()  # it might die yet, with nobody to start it
+        alice.start()
+        assert writer.ledger
         assert not writer.wrong, writer.wrong
         check(folder, writer.ledger, f"after the coordinator died in {calls} {when}")
     alice.ok("umount", mountpoint)

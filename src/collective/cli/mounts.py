@@ -29,7 +29,7 @@ def _permission_bits(context: click.Context, parameter: click.Parameter, value: 
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path, readable=False))
 @click.option("--foreground", is_flag=True, help="Stay until it is unmounted.")
 @click.option("--read-only", is_flag=True, help="Nothing can be changed through this mount.")
 @click.option("--allow-other", is_flag=True, help="Let other users of this machine in (Plex, Jellyfin).")
@@ -95,7 +95,7 @@ def heir(context: click.Context, parent: int) -> None:
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path, readable=False))
 @click.pass_context
 def umount(context: click.Context, directory: Path) -> None:
     """Take the folder DIRECTORY away again."""
