@@ -1,6 +1,6 @@
 """A new follower of a large DataStore: rows a second by entries and by a snapshot, then lookups and listings there.
 
-    PYTHONPATH=src:tests python benchmarks/follower.py [--rows 1000000] [--folder DIR]
+    PYTHONPATH=$PWD/src:$PWD/tests python benchmarks/follower.py [--rows 1000000] [--folder DIR]
 
 One process, real keys, signatures and databases; the network is left out. A row is a file with inline content in a
 folder of 1,000: an inode, a name and an absorbed id.

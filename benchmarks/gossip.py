@@ -1,6 +1,6 @@
 """How far and how fast news goes, and what silence costs: the gossip engine among 10, 100 and 1,000 virtual members.
 
-    PYTHONPATH=src:tests python benchmarks/gossip.py [--members 10,100,1000] [--seeds N] [--json FILE]
+    PYTHONPATH=$PWD/src:$PWD/tests python benchmarks/gossip.py [--members 10,100,1000] [--seeds N] [--json FILE]
 
 Every hop takes one round; nothing but dissemination runs while rounds are counted. The idle figures are of a simulated
 minute in which nothing is written. Signatures are stand-ins of 32 bytes: add 32 bytes per message for the real ones.
