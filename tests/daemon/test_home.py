@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from google.protobuf.json_format import MessageToDict
 
 from collective.daemon.home import Home
 from collective.wire import feed_pb2
@@ -21,8 +24,12 @@ def test_a_book_that_was_saved_again_is_told_once(tmp_path: Path) -> None:
         home.save_peers(book(place))
         assert saved_since() == book(place)
         assert saved_since() is None
-    (tmp_path / "peers.json").write_text("{")
-    assert saved_since() is None
+    unheard_of = MessageToDict(book("192.0.2.9:8001")["bob.media.collective"][0]) | {"ofALaterVersion": 1}
+    for broken in ("{", '{"bob.media.collective": null}', '{"bob.media.collective": [{"grpc": 5}]}', "[]"):
+        (tmp_path / "peers.json").write_text(broken)
+        assert saved_since() is None
+    (tmp_path / "peers.json").write_text(json.dumps({"bob.media.collective": [unheard_of]}))
+    assert saved_since() == book("192.0.2.9:8001")
     (tmp_path / "peers.json").unlink()
     assert saved_since() is None
     home.save_peers(book("192.0.2.3:8001"))

@@ -68,7 +68,9 @@ class Dribbler:
         seq = next(head.head.seq for head in request.heads if head.feed_id == self.feed)
         while True:
             reply = control_pb2.FollowReply(feed_id=self.feed)
-            if self.way == "what is known":
+            if self.way == "padding":
+                reply.feed_id = bytes(200_000)
+            elif self.way == "what is known":
                 reply.entries[:] = catalog.entries_after(self.feed, 0, max_entries=1)
             elif self.way == "one entry":
                 reply.entries[:] = catalog.entries_after(self.feed, seq, max_entries=1)
@@ -97,6 +99,7 @@ class Dribbler:
     [
         ("what is known", 5),  # given up at once
         ("nothing", 2 * SILENCE_SECONDS + 5),  # too little, twice
+        ("padding", 2 * SILENCE_SECONDS + 5),  # many bytes, and no entry
         ("its own", 2 * SILENCE_SECONDS + 5),
         ("one entry", 4 * WAIT_SECONDS + 5),  # what three wait for
         ("an end", 4 * WAIT_SECONDS + 5),

@@ -249,18 +249,21 @@ class Home:
         try:
             document = json.loads((self.path / "peers.json").read_text())
             return {
-                domain: [ParseDict(endpoint, feed_pb2.Endpoint()) for endpoint in endpoints]
+                domain: [ParseDict(endpoint, feed_pb2.Endpoint(), ignore_unknown_fields=True) for endpoint in endpoints]
                 for domain, endpoints in document.items()
             }
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError, ParseError) as error:
             raise Misconfigured(
                 f"{self.path}/peers.json is broken: {error}", "delete it; peers are met again"
             ) from error
 
     def peers_saved_since(self) -> Callable[[], dict[str, list[feed_pb2.Endpoint]] | None]:
-        """To be asked often: what the book says when it was replaced since it was asked last, else None."""
+        """To be asked often: what the book says when it was replaced since it was asked last, else None.
+
+        Raises nothing: what was known serves until the book can be read, or is written anew.
+        """
         seen = self._peers_stamp()
 
         def look() -> dict[str, list[feed_pb2.Endpoint]] | None:
@@ -268,11 +271,15 @@ class Home:
             stamp = self._peers_stamp()
             if stamp in (seen, None):
                 return None
-            seen = stamp
             try:
-                return self.saved_peers()
+                book = self.saved_peers()
+            except OSError:
+                return None
             except Misconfigured:
-                return None  # what was known serves until the coordinator writes it anew
+                seen = stamp
+                return None
+            seen = stamp
+            return book
 
         return look
 
@@ -280,7 +287,7 @@ class Home:
         """Another one each time the file is replaced."""
         try:
             found = (self.path / "peers.json").stat()
-        except FileNotFoundError:
+        except OSError:
             return None
         return found.st_ino, found.st_mtime_ns
 

@@ -30,7 +30,8 @@ _CONTEXT = "collective 2026 gossip summary 1"
 MAX_DIGEST_HEADS = 1024  # feeds in one digest; more go in several
 MAX_DISPUTED = 256
 ASK_TIMES = 3
-WAIT_SECONDS = 15.0  # for another's pull, times those who wait: what two send at once is in vain, and seldom sent so
+WAIT_SECONDS = 15.0  # for another's pull, times those who wait: what two send at once is in vain, and seldom sent so …
+MOST_WAITING = 4  # … but nobody waits for longer than for so many
 
 MayFollow = Callable[[str, bytes], bool]  # (member domain, feed id)
 
@@ -207,7 +208,7 @@ class AntiEntropy:
             return []
         free = [feed for feed in feeds if not self.is_pulled(feed)]
         if len(free) < len(feeds):
-            enough = self._waiting.setdefault(peer, now) + WAIT_SECONDS * len(self._waiting)
+            enough = self._waiting.setdefault(peer, now) + WAIT_SECONDS * min(len(self._waiting), MOST_WAITING)
             if now < enough:
                 turn = self._turns.setdefault(peer, _Turn())
                 turn.due = enough if turn.due is None else min(turn.due, enough)

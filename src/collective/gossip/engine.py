@@ -108,7 +108,7 @@ class Engine(Listener):
     def pulled(self, peer: str, complete: bool, progress: bool, now: float) -> list[Effect]:
         """A pull ended: with everything, and with anything that was new."""
         for feed in self.entropy.end_pull(peer, now):
-            if (arriving := self._arriving.get(feed)) and arriving.peer == peer:
+            if (arriving := self._arriving.get(feed)) and arriving.peer == peer and arriving.pulled:
                 del self._arriving[feed]
         if progress:
             self.entropy.progressed(peer)

@@ -98,11 +98,7 @@ def _nothing() -> None:
 def _mount(
     operations: Operations, watch: DeviceWatch, mountpoint: Mountpoint, settings: MountSettings, *, read_only: bool
 ) -> None:
-    options = {"fsname=collective", "subtype=collective", "noatime"}
-    if os.geteuid() or settings.allow_other:
-        # nobody but root comes here else, whom no bits stop: to look at them, the kernel would ask for a folder's
-        # attributes again with each name that is made in it
-        options.add("default_permissions")
+    options = {"fsname=collective", "subtype=collective", "noatime", "default_permissions"}
     if read_only:
         options.add("ro")
     if settings.allow_other:

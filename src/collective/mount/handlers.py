@@ -4,15 +4,14 @@ Whatever leaves a handler must be a FUSEError, else its caller hangs for ever: e
 `_answering`. A buffer returned by `read` is written to the kernel before the event loop gets its turn, so views into
 cache slots are safe.
 
-What the kernel does by itself: permission bits (`default_permissions`; in root's own mount they bind nobody), locks
-within the mount (flock and fcntl: no handler, so it keeps them itself), the umask of the caller, `.` and `..`. Its
-write-back cache stays off: a write is journalled before the program that wrote goes on.
+What the kernel does by itself: permission bits (default_permissions), locks within the mount (flock and fcntl: no
+handler, so it keeps them itself), the umask of the caller, `.` and `..`. Its write-back cache stays off: a write is
+journalled before the program that wrote goes on.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
@@ -24,7 +23,7 @@ from collective.core.errors import CollectiveError, codes_of
 from collective.core.observe import Observer
 from collective.mount.deadline import Waiting, within
 from collective.mount.filesystem import FileSystem
-from collective.mount.names import Node, is_directory
+from collective.mount.names import Node
 from collective.mount.operations import AttributeChange, NewInode
 from collective.mount.settings import MountSettings
 
@@ -107,9 +106,8 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def access(self, inode: int, mode: int, ctx: object) -> bool:
-        """Asked where the kernel does not look at permission bits: by root, who may all but run what nobody may."""
-        node = self._files.getattr(self._ino(inode))
-        return not mode & os.X_OK or is_directory(node) or bool(node.mode & self._shown_bits & 0o111)
+        self._files.getattr(self._ino(inode))
+        return True  # bits and owners are the kernel's business (default_permissions)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers come from the names and live for ever; nothing is kept per lookup."""

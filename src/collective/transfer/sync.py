@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from collective.catalog import Catalog, Gap, GoesBack, position_in
@@ -151,23 +151,32 @@ class EntryTaker:
             control_pb2.FollowReply,
         )
         progress, complete, left = False, True, set[bytes]()
-        async with contextlib.aclosing(_flowing(domain, stream)) as messages:
-            async for message in messages:
+        patience = _Patience(domain)
+        async with contextlib.aclosing(stream):
+            while (message := await patience.wait_for(stream)) is not None:
                 try:
                     if message.snapshot_entry:
-                        progress = await self._start_from(domain, message) or progress
+                        if await self._start_from(domain, message):
+                            progress = True
+                            patience.earn(len(message.snapshot_entry))
                         complete = False  # what follows it is asked for next
                     elif message.entries and message.feed_id not in left:
                         new = await self.take(domain, message.feed_id, message.entries)
                         progress = new > 0 or progress
-                        if feeds is not None and 2 * new < len(message.entries):
+                        if feeds is not None and 2 * new < len(message.entries) and self._has_last(message):
                             return Pulled(progress, complete=False)  # they come from somebody else, and sooner
+                        patience.earn(sum(map(len, message.entries)))
                 except Conflict:
                     left.add(message.feed_id)  # a fork, or a foreign entry of our own: that feed is taken no further
                 except CollectiveError:
                     left.add(message.feed_id)  # told by `take`; the other feeds may be fine
                     complete = False
         return Pulled(progress, complete)
+
+    def _has_last(self, message: control_pb2.FollowReply) -> bool:
+        """Whether the last entry of a message stands here; one of an epoch that lost is passed over, and what follows
+        it may be new."""
+        return self.catalog.has_entry(message.feed_id, position_in(message.entries[-1]))
 
     async def _start_from(self, domain: str, message: control_pb2.FollowReply) -> bool:
         """Start a feed from a snapshot; a peer through whom it cannot be had is asked for entries the next time."""
@@ -181,21 +190,25 @@ class EntryTaker:
         return started
 
 
-async def _flowing(
-    domain: str, stream: AsyncGenerator[control_pb2.FollowReply, None]
-) -> AsyncGenerator[control_pb2.FollowReply, None]:
-    """The messages of a stream. Raises: Unreachable when it is silent, or brings next to nothing and does not end."""
-    clock, patience = asyncio.get_running_loop().time, SILENCE_SECONDS
-    async with contextlib.aclosing(stream):
-        while True:
-            began = clock()
-            try:
-                async with asyncio.timeout(patience):
-                    message = await anext(stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise Unreachable(f"{domain} has sent next to nothing for {SILENCE_SECONDS:.0f} s") from None
-            earned = message.ByteSize() / LEAST_BYTES_PER_SECOND
-            patience = min(SILENCE_SECONDS, patience - (clock() - began) + earned)
-            yield message
+class _Patience:
+    """How long a stream may bring nothing: 15 s in all, and what its entries earn."""
+
+    def __init__(self, domain: str) -> None:
+        self._domain = domain
+        self._left_seconds = SILENCE_SECONDS
+
+    async def wait_for(self, stream: AsyncIterator[control_pb2.FollowReply]) -> control_pb2.FollowReply | None:
+        """The next message, None at the end. Raises: Unreachable when it brings next to nothing and does not end."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            async with asyncio.timeout(self._left_seconds):
+                return await anext(stream, None)
+        except TimeoutError:
+            raise Unreachable(f"{self._domain} has sent next to nothing for {SILENCE_SECONDS:.0f} s") from None
+        finally:
+            self._left_seconds -= clock() - began
+
+    def earn(self, size_bytes: int) -> None:
+        """So many bytes of use came."""
+        self._left_seconds = min(SILENCE_SECONDS, self._left_seconds + size_bytes / LEAST_BYTES_PER_SECOND)
