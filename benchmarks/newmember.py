@@ -1,6 +1,7 @@
 """A new member on real processes: it follows a large DataStore, by entries and by a snapshot, while its mount plays.
 
-    PYTHONPATH=$PWD/src:$PWD/tests python benchmarks/newmember.py [--rows 1000000] [--only entries|snapshot] [--folder DIR]
+    PYTHONPATH=$PWD/src:$PWD/tests python benchmarks/newmember.py
+        [--rows 1000000] [--only entries|snapshot] [--folder DIR]
 
 alice has a film and a DataStore of `rows` files with inline contents. A fresh member starts, mounts as soon as the film
 shows, and plays it at 10 MB/s from alice while it follows the large DataStore. Told for each way: rows a second and CPU
