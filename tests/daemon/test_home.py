@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
 from collective.daemon.home import Home
+from collective.mount.journal_lock import process_start
 from collective.wire import feed_pb2
 
 
@@ -34,3 +37,14 @@ def test_a_book_that_was_saved_again_is_told_once(tmp_path: Path) -> None:
     assert saved_since() is None
     home.save_peers(book("192.0.2.3:8001"))
     assert saved_since() == book("192.0.2.3:8001")
+
+
+def test_a_process_that_ended_is_none() -> None:
+    """Also before its parent has asked how it ended."""
+    child = subprocess.Popen(["sleep", "60"])
+    assert process_start(child.pid) > 0
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process_start(child.pid) == -1
+    child.wait()
+    assert process_start(child.pid) == -1

@@ -14,9 +14,13 @@ from support.writers import Writer, check
 
 
 def mount_pid(home: Home) -> int:
-    """The mount process that serves now."""
-    (row,) = home.status()["mounts"]
-    return int(row["pid"])
+    """The mount process that serves now; one that was killed may take a moment to be gone."""
+
+    def only() -> int:
+        rows = home.status()["mounts"]
+        return int(rows[0]["pid"]) if len(rows) == 1 else 0
+
+    return int(wait_for(only, "one mount to be there"))
 
 
 def kill_loop(federation: Federation, tmp_path: Path, victims: tuple[str, ...], kills: int, seed: int) -> None:

@@ -24,11 +24,15 @@ PID_BYTES = 64
 
 
 def process_start(pid: int) -> int:
-    """When a process began, in clock ticks since boot; -1 when there is none. Source: proc(5), /proc/pid/stat, 22."""
+    """When a process began, in clock ticks since boot; -1 when there is none, or it has ended and nobody has asked how.
+
+    Source: proc(5), /proc/pid/stat, fields 3 and 22.
+    """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
 
 
 def is_locked(folder: Path) -> bool:
