@@ -20,6 +20,7 @@ from collective.mount.journal import Journal
 from collective.mount.journal_folder import JournalFolder
 from collective.mount.journal_records import (
     BaseRecord,
+    FillRecord,
     FlushRecord,
     OperationRecord,
     Record,
@@ -97,6 +98,7 @@ async def fill(journal: Journal) -> list[int]:
         await journal.append_write(INO, 1 << 40, b"L" * (300 * KIB), 78),
         journal.append_truncate(INO, 12, 79),
         journal.hold_flush(flush),
+        journal.hold_flush(FillRecord(0, INO, 3, 1, 81)),
     ]
 
 
@@ -107,7 +109,7 @@ async def test_every_kind_of_record_comes_back(place: Place) -> None:
     journal.write_held()
     again = await place.open(path=place.copy("killed"))
     assert [record.seq for record in again.recovered] == seqs
-    made, base, small, large, cut, flush = again.recovered
+    made, base, small, large, cut, flush, filled = again.recovered
     assert isinstance(made, OperationRecord)
     assert (made.store_id, made.operation.create.name, made.of_directory) == (STORE, b"one", True)
     assert isinstance(base, BaseRecord)
@@ -123,6 +125,7 @@ async def test_every_kind_of_record_comes_back(place: Place) -> None:
     assert (flush.upto, flush.place, flush.create_seq) == (3, 2, 1)
     assert (flush.keep_start, flush.keep_end, flush.last) == (8, 16, False)
     assert flush.staged.pages == [b"page"]
+    assert filled == FillRecord(seqs[6], INO, 3, 1, 81)
     assert again.last_seq > seqs[-1], "numbers go on"
 
 
@@ -391,6 +394,32 @@ async def test_one_journal_per_mount_and_the_next_takes_over(place: Place) -> No
     assert set(running._live) == {kept}
     again = await place.open(path=place.copy("killed"))
     assert {record.ino for record in again.recovered if isinstance(record, WriteRecord)} == {INO, INO + 1}
+
+
+async def test_what_goes_with_a_create_is_moved_with_it(place: Place) -> None:
+    """Into another journal, where all has other numbers; what belongs to a create that was answered stays behind."""
+    for content in (b"first", b"second"):
+        number = INO + len(content)
+        journal = await place.open(path=place.path.with_name(content.decode()))
+        answered = journal.append_operation(STORE, operation(b"answered"))
+        made = journal.append_operation(STORE, operation(content))
+        journal.append_base(BaseRecord(0, number, STORE, feed_pb2.Content(), 0, 1, 1))
+        seq = await journal.append_write(number, 0, content, 1)
+        journal.hold_flush(FillRecord(0, number, seq, answered, 0))
+        journal.hold_flush(FillRecord(0, number, seq, made, len(content)))
+        journal.settle([answered])
+        await place.close(journal)
+    shutil.copytree(place.path.with_name("first") / "journal-1", place.path / "journal-1")
+    shutil.copytree(place.path.with_name("second") / "journal-1", place.path / "journal-2")
+    journal = await place.open()
+    found = {record.seq: record for record in journal.recovered}
+    fills = [record for record in found.values() if isinstance(record, FillRecord) and record.create_seq in found]
+    assert [record.mtime_ns for record in fills] == [5, 6]
+    for record, content in zip(fills, (b"first", b"second"), strict=True):
+        made = found[record.create_seq]
+        assert isinstance(made, OperationRecord)
+        assert made.operation.create.name == data_of(journal, found[record.upto]) == content
+    assert len([record for record in found.values() if isinstance(record, FillRecord)]) == 3, "one that was here before"
 
 
 async def test_changes_of_one_file_in_two_journals_are_not_mixed(place: Place) -> None:

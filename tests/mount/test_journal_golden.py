@@ -9,6 +9,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import pytest
 from blake3 import blake3
 
 from collective.core.observe import SILENT
@@ -16,6 +17,7 @@ from collective.core.sizes import KIB
 from collective.mount.journal_folder import JournalFolder
 from collective.mount.journal_records import (
     BaseRecord,
+    FillRecord,
     FlushRecord,
     OperationRecord,
     TruncateRecord,
@@ -24,7 +26,8 @@ from collective.mount.journal_records import (
 from collective.mount.journal_room import JournalSettings
 from collective.wire import feed_pb2, submit_pb2
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "mount" / "journal-1.segment"
+FOLDER = Path(__file__).parents[1] / "golden" / "mount"
+GOLDEN = FOLDER / "journal-2.segment"
 SETTINGS = JournalSettings(reserve_bytes=0, reserve_share=0.0)
 STORE = bytes(range(32))
 INO = 7 << 40 | 100
@@ -40,6 +43,7 @@ BASE = BaseRecord(
 FLUSH = FlushRecord(
     0, INO, STORE, submit_pb2.StagedOperation(operation=OPERATION, pages=[b"page"]), 4, 3, 2, 8, 16, last=False
 )  # fmt: skip
+FILL = FillRecord(0, INO, 5, 2, 80)
 
 
 async def write_one_of_each(mounts: Path) -> bytes:
@@ -52,6 +56,7 @@ async def write_one_of_each(mounts: Path) -> bytes:
     await journal.append_write(INO, 4096, BLOB, 78)
     journal.append_truncate(INO, 12, 79, unowned=True)
     journal.hold_flush(FLUSH)
+    journal.hold_flush(FILL)
     journal.settle([small])
     journal.write_held()
     made = next(mounts.glob("*/*.segment")).read_bytes()
@@ -68,7 +73,7 @@ async def test_the_form_is_the_golden_one(tmp_path: Path) -> None:
 def test_the_document_is_enough_to_read_it() -> None:
     """Without the code under test: lengths, kinds, seqs, checksums, and where the blob's data lies."""
     data = GOLDEN.read_bytes()
-    assert data[:16] == b"CJOURNAL" + struct.pack(">II", 1, 1)
+    assert data[:16] == b"CJOURNAL" + struct.pack(">II", 2, 1)
     at, found, blob_at = 16, [], 0
     while at < len(data):
         length, kind, flags, zero, seq = struct.unpack_from(">IBBHQ", data, at)
@@ -86,18 +91,23 @@ def test_the_document_is_enough_to_read_it() -> None:
             assert payload[40:] == blake3(BLOB).digest()[:8]
         if kind == 9:
             assert payload == struct.pack(">Q", 4)
+        if kind == 10:
+            assert payload == struct.pack(">QQQq", INO, 5, 2, 80)
         at += 24 + length
     assert at == len(data)
-    assert found == [(1, 0, 1), (2, 1, 2), (7, 1, 3), (3, 0, 4), (4, 0, 0), (5, 0, 5), (6, 1, 6), (8, 0, 7), (9, 0, 0)]
+    assert found == [
+        (1, 0, 1), (2, 1, 2), (7, 1, 3), (3, 0, 4), (4, 0, 0), (5, 0, 5), (6, 1, 6), (8, 0, 7), (10, 0, 8), (9, 0, 0)
+    ]  # fmt: skip
 
 
-async def test_the_golden_journal_is_taken_up(tmp_path: Path) -> None:
-    """Also after a reboot: everything but what is settled or unowned."""
+@pytest.mark.parametrize("form", [1, 2])
+async def test_the_golden_journal_is_taken_up(tmp_path: Path, form: int) -> None:
+    """Also after a reboot, and what an older version left: everything but what is settled or unowned."""
     (tmp_path / "journal-1").mkdir()
-    shutil.copy(GOLDEN, tmp_path / "journal-1" / "00000001.segment")
+    shutil.copy(FOLDER / f"journal-{form}.segment", tmp_path / "journal-1" / "00000001.segment")
     folder = JournalFolder(tmp_path, SETTINGS, b"another boot", SILENT)
     journal = await folder.open()
-    operation, base, write, flush = journal.recovered
+    operation, base, write, flush, *fills = journal.recovered
     assert isinstance(operation, OperationRecord)
     assert (operation.store_id, operation.operation, operation.of_directory) == (STORE, OPERATION, True)
     assert isinstance(base, BaseRecord)
@@ -106,6 +116,7 @@ async def test_the_golden_journal_is_taken_up(tmp_path: Path) -> None:
     assert journal.read(write.seq, 0, write.size_bytes) == BLOB
     assert isinstance(flush, FlushRecord)
     assert flush.staged == FLUSH.staged
+    assert fills == ([FILL._replace(seq=8)] if form == 2 else [])
     assert not any(isinstance(record, TruncateRecord) for record in journal.recovered)
     await journal.close()
     folder.release()

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -741,3 +741,120 @@ async def test_a_killed_mount_is_taken_up_as_it_was(world: World) -> None:
         file = again.dirty.get(world.ino(number))
         assert file is not None
         assert again.pending_content(number) == b"xxx" + b"open still" + b"x" * (10_000 - 13)
+
+
+class Overheard(MemoryCommitter):
+    """Notes what is asked of it, and answers nothing."""
+
+    asked: Sequence[submit_pb2.StagedOperation] = ()
+
+    async def submit(
+        self, store_id: bytes, operations: Sequence[submit_pb2.StagedOperation], *, exact: bool
+    ) -> Sequence[submit_pb2.OperationOutcome]:
+        self.asked = [submit_pb2.StagedOperation.FromString(one.SerializeToString()) for one in operations]
+        return await asyncio.get_running_loop().create_future()
+
+
+async def write_over(mount: Mount, number: int) -> None:
+    await mount.write(number, 0, b"first")
+    await mount.write(number, 3, b"second")
+
+
+async def leave_holes(mount: Mount, number: int) -> None:
+    await mount.write(number, 0, b"first")
+    mount.truncate(number, 2)
+    await mount.write(number, 100, b"second")
+    mount.truncate(number, 200)
+
+
+async def leave_nothing(mount: Mount, number: int) -> None:
+    await mount.write(number, 0, b"first")
+    mount.truncate(number, 0)
+
+
+async def write_and_set_time(mount: Mount, number: int) -> None:
+    await mount.write(number, 0, b"first")
+    mount.set_mtime(number, 42)
+
+
+@pytest.mark.parametrize("write", [write_over, leave_holes, leave_nothing, write_and_set_time])
+async def test_a_content_that_a_create_took_along_is_sent_again_byte_for_byte(
+    world: World, write: Callable[[Mount, int], Awaitable[None]]
+) -> None:
+    """The journal has it once, in its writes. Nobody knows whether what was sent before the kill arrived: the next
+    mount sends the very same, whatever was written to the file since, and what was written since comes after it."""
+    committer = Overheard(world.catalog, world.contents)
+    async with mounted(world, committer) as mount:
+        number = mount.create(b"file")
+        mount.opened(number)
+        await write(mount, number)
+        mount.closed(number)
+        await until(lambda: committer.asked)
+        expected = mount.pending_content(number)
+        mount.opened(number)
+        await mount.write(number, 1, b"more")
+        mount.truncate(number, 3)
+        after = mount.pending_content(number)
+        mount.journal.write_held()
+        copy = Path(shutil.copytree(world.folder / "mounts", world.folder / "killed"))
+    assert committer.asked[0].operation.create.content.inline == expected
+    again_heard = Overheard(world.catalog, world.contents)
+    async with mounted(world, again_heard, copy) as again:
+        await until(lambda: again_heard.asked)
+        assert again_heard.asked[0] == committer.asked[0]
+        again.journal.write_held()
+        copy = Path(shutil.copytree(world.folder / "killed", world.folder / "killed again"))
+    world.catalog.commit_operations(  # it had arrived
+        world.store_id, committer.asked, actor_domain=ALICE, now=1.0, exact=False
+    )
+    assert world.read(b"file") == expected
+    async with mounted(world, journals=copy) as third:
+        await third.replay.wait()
+    assert world.read(b"file") == after
+    assert {one.outcome for one in world.outcomes} <= {submit_pb2.APPLIED}, [one.reason for one in world.outcomes]
+
+
+async def test_a_file_removed_after_its_create_was_sent_stays_removed(world: World) -> None:
+    """Its data is not in the journal any more when the mount dies; the create is, and so is the removal."""
+    committer = Overheard(world.catalog, world.contents)
+    async with mounted(world, committer) as mount:
+        number = await mount.put(b"file", b"content")
+        await until(lambda: committer.asked)
+        mount.unlink(number, b"file")
+        mount.replay.forget(world.ino(number))
+        mount.journal.write_held()
+        copy = Path(shutil.copytree(world.folder / "mounts", world.folder / "killed"))
+    async with mounted(world, journals=copy) as again:
+        await again.replay.wait()
+        assert again.journal.unsettled_count == 0
+    assert world.listing() == {}
+    assert {one.outcome for one in world.outcomes} <= {submit_pb2.APPLIED}, [one.reason for one in world.outcomes]
+
+
+async def test_a_base_that_finds_no_room_keeps_the_create_it_follows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A content is answered while more of the file is written, and the disk is full: until the new base is written down
+    all that the old one needs stays, so that a mount that dies meanwhile meets no conflict with itself."""
+    async with mounted(world) as mount:
+        number = mount.create(b"file")
+        mount.opened(number)
+        await mount.write(number, 0, b"first")
+        mount.closed(number)
+        mount.opened(number)
+        await mount.write(number, 0, b"second")
+
+        def full(record: object) -> int:
+            raise Full("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(mount.journal, "hold_base", full)
+            await mount.replay.submitted(world.store_id)
+        assert changes(mount.committer) == ["create"]
+        mount.journal.write_held()
+        copy = Path(shutil.copytree(world.folder / "mounts", world.folder / "killed"))
+        async with mounted(world, journals=copy) as again:
+            await again.replay.wait()
+            assert again.journal.unsettled_count == 0
+        assert world.read(b"file") == b"second"
+        assert {one.outcome for one in world.outcomes} == {submit_pb2.APPLIED}

@@ -143,6 +143,13 @@ class DirtyFile:
         self.size_bytes = size_bytes
         self.mtime_ns = self.time_ns = time_ns
 
+    def changed(self, change: WriteRecord | TruncateRecord) -> None:
+        """What a record says was done, after all that came before it."""
+        if isinstance(change, WriteRecord):
+            self.wrote(change.seq, change.offset, change.size_bytes, change.time_ns)
+        else:
+            self.truncated(change.seq, change.size_bytes, change.time_ns)
+
     def _cut(self, size_bytes: int) -> None:
         self.extents.cut(size_bytes)
         self.base_limit = min(self.base_limit, size_bytes)
@@ -244,10 +251,8 @@ class DirtyFile:
             size, mtime_ns, time_ns = file.size_bytes, file.mtime_ns, file.time_ns
             if change.seq <= record.upto:
                 file._restore_kept(change)
-            elif isinstance(change, WriteRecord):
-                file.wrote(change.seq, change.offset, change.size_bytes, change.time_ns)
             else:
-                file.truncated(change.seq, change.size_bytes, change.time_ns)
+                file.changed(change)
             if change.seq < record.seq:  # the record knew already
                 file.size_bytes, file.mtime_ns, file.time_ns = size, mtime_ns, time_ns
         if frozen_upto >= file._last_seq():

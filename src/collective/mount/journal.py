@@ -31,6 +31,7 @@ from collective.mount.journal_compaction import Standing, read_standing
 from collective.mount.journal_live import LiveRecords
 from collective.mount.journal_records import (
     BaseRecord,
+    FillRecord,
     FlushRecord,
     Kind,
     Record,
@@ -147,9 +148,9 @@ class Journal:
         """As `append_base`, but it is written with the next record, which needs it. Raises: Full, Unreachable."""
         return self._hold(Kind.BASE, records.PROVISIONAL if record.provisional else 0, record.encode())
 
-    def hold_flush(self, record: FlushRecord) -> int:
+    def hold_flush(self, record: FlushRecord | FillRecord) -> int:
         """The exact operation that will be sent after `write_held`; its seq. Raises: Full, Unreachable."""
-        return self._hold(Kind.FLUSH, 0, record.encode())
+        return self._hold(Kind.FILL if isinstance(record, FillRecord) else Kind.FLUSH, 0, record.encode())
 
     def write_held(self) -> None:
         """What was held or settled is in the journal when this returns. Raises: Full, Unreachable."""

@@ -17,6 +17,7 @@ from collective.mount.journal import Journal
 from collective.mount.journal_lock import JournalLock, is_locked
 from collective.mount.journal_records import (
     BaseRecord,
+    FillRecord,
     FlushRecord,
     OperationRecord,
     Record,
@@ -145,6 +146,10 @@ def _copy(source: Journal, target: Journal) -> None:
             # a create that is settled there is not here: nothing to merge with
             create = mapped(taken.create_seq) if taken.create_seq in olds else 0
             taken = taken._replace(upto=upto, place=place, create_seq=create)
+        elif isinstance(taken, FillRecord):
+            if taken.create_seq not in olds:
+                continue  # it was answered with its create
+            taken = taken._replace(upto=mapped(taken.upto), create_seq=mapped(taken.create_seq))
         seq = _append(target, taken, data)
         olds.append(record.seq)
         news.append(seq)
@@ -162,5 +167,5 @@ def _append(target: Journal, record: Record, data: bytes) -> int:
             return target.append_truncate(record.ino, record.size_bytes, record.time_ns)
         case BaseRecord():
             return target.append_base(record)
-        case FlushRecord():
+        case FlushRecord() | FillRecord():
             return target.hold_flush(record)

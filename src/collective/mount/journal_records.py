@@ -25,6 +25,7 @@ __all__ = [
     "CHECKSUM_BYTES",
     "HEADER_BYTES",
     "BaseRecord",
+    "FillRecord",
     "FlushRecord",
     "Header",
     "Kind",
@@ -56,6 +57,7 @@ _WRITE_AT = struct.Struct(">QQqIQI8s")
 _TRUNCATE = struct.Struct(">QQq")
 _BASE = struct.Struct(">QQQQQqq32s")
 _FLUSH = struct.Struct(">QQQQQQ?32s")
+_FILL = struct.Struct(">QQQq")
 
 
 class Kind(IntEnum):
@@ -68,6 +70,7 @@ class Kind(IntEnum):
     BASE = 7
     FLUSH = 8
     SETTLED = 9  # payload: u64 seqs that count no more; has no seq itself, like a blob
+    FILL = 10
 
 
 class Header(NamedTuple):
@@ -162,7 +165,21 @@ class FlushRecord(NamedTuple):
         return head + self.staged.SerializeToString()
 
 
-Record = OperationRecord | WriteRecord | TruncateRecord | BaseRecord | FlushRecord
+class FillRecord(NamedTuple):
+    """The create `create_seq` is sent with the content that the changes of the inode up to seq `upto` make, and with
+    `mtime_ns`: a flush record that need not repeat what the journal holds already."""
+
+    seq: int
+    ino: int
+    upto: int
+    create_seq: int
+    mtime_ns: int
+
+    def encode(self) -> bytes:
+        return _FILL.pack(self.ino, self.upto, self.create_seq, self.mtime_ns)
+
+
+Record = OperationRecord | WriteRecord | TruncateRecord | BaseRecord | FlushRecord | FillRecord
 
 
 def checksum(*parts: Buffer) -> bytes:
@@ -271,6 +288,8 @@ def _decode(header: Header, payload: bytes, segment: int, position: int) -> Reco
             ino, upto, place, create_seq, keep_start, keep_end, last, store_id = _FLUSH.unpack_from(payload)
             staged = submit_pb2.StagedOperation.FromString(payload[_FLUSH.size :])
             return FlushRecord(seq, ino, store_id, staged, upto, place, create_seq, keep_start, keep_end, last)
+        case Kind.FILL:
+            return FillRecord(seq, *_FILL.unpack(payload))
         case Kind.BOOT | Kind.BLOB | Kind.SETTLED:
             return None
     raise Corrupt(f"a record of unknown kind {header.kind}")

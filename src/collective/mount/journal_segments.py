@@ -1,6 +1,6 @@
 """The files of a journal: records one behind the other, read back up to the first that is not whole.
 
-    segment = 8 bytes "CJOURNAL", u32 form (1), u32 number of the segment, records
+    segment = 8 bytes "CJOURNAL", u32 form (2), u32 number of the segment, records
 
 A segment is appended to by one process and never again once it is full or its process is gone. Its bytes are in the
 page cache when an append returns, so they survive the death of the process; a sync makes them survive the machine's.
@@ -22,7 +22,8 @@ from collective.mount.journal_records import CHECKSUM_BYTES, HEADER_BYTES, Heade
 __all__ = ["SEGMENT_HEAD_BYTES", "SUFFIX", "Segment", "disk_failure", "list_segments", "sync_segments"]
 
 MAGIC = b"CJOURNAL"
-FORM = 1
+FORM = 2
+READ_FORMS = (1, 2)  # the first had no fill records
 _SEGMENT_HEAD = struct.Struct(">8sII")
 SEGMENT_HEAD_BYTES = _SEGMENT_HEAD.size
 SUFFIX = ".segment"
@@ -78,7 +79,7 @@ class Segment:
             head = os.pread(descriptor, SEGMENT_HEAD_BYTES, 0)
         except OSError as error:
             raise disk_failure(error, f"{path} cannot be read") from error
-        if len(head) < SEGMENT_HEAD_BYTES or _SEGMENT_HEAD.unpack(head) != (MAGIC, FORM, number):
+        if head not in (_SEGMENT_HEAD.pack(MAGIC, form, number) for form in READ_FORMS):
             os.close(descriptor)
             raise Corrupt(f"{path} is no segment of a journal that this version reads")
         return cls(number, path, descriptor)

@@ -24,13 +24,13 @@ from collective.core.sizes import MIB
 from collective.mount.committing import Author, Committer, PlainContent
 from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable, Frozen, base_of, content_of
 from collective.mount.journal import Journal
-from collective.mount.journal_records import FlushRecord
+from collective.mount.journal_records import FillRecord, FlushRecord
 from collective.mount.plain import PlainReader
 from collective.mount.replay_queue import Queued, StoreQueue
 from collective.mount.scheduling import Keys
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["Contents", "Flush"]
+__all__ = ["Contents", "Flush", "fill"]
 
 LARGE_BYTES = MIB
 SMALL_WORKERS = 8  # small contents wait for syncs, which they share
@@ -54,6 +54,13 @@ class Flush:
     dropped: bool = False
     pause_seconds: float = 0.0
     content: feed_pb2.Content | None = None
+
+
+def fill(create: feed_pb2.Create, data: bytes, mtime_ns: int) -> None:
+    """Have a create take this content along. After a crash the very same is made of what the journal holds."""
+    create.mtime_nanoseconds = mtime_ns
+    create.content.size_bytes = len(data)
+    create.content.inline = data
 
 
 class Contents:
@@ -185,25 +192,24 @@ class Contents:
         frozen = file.freeze(growing=False, provisional=False)
         assert frozen is not None, "a file with records has something to freeze"
         flush = Flush(file, queue, create, create.seqs[0], growing=False, last=True, frozen=frozen)
-        staged = submit_pb2.StagedOperation()
-        staged.CopyFrom(create.staged)
-        change = staged.operation.create
-        change.mtime_nanoseconds = frozen.mtime_ns
         try:
-            change.content.CopyFrom(self._inline(frozen))
-            self._write_down(flush, staged, create.seqs[0])
+            data = self.written(frozen)
+            record = FillRecord(0, file.ino, frozen.upto, create.seqs[0], frozen.mtime_ns)
+            flush.flush_seq = self._journal.hold_flush(record)
         except CollectiveError as error:  # the disk: it is tried by the usual way
             self._observer.event("replay.upload_waits", reason=error.message, size_bytes=frozen.size_bytes)
             file.thaw()
             return False
         self._forget_create(file.store_id, file.ino & NUMBER_MASK)
-        create.staged, flush.content = staged, change.content
+        fill(create.staged.operation.create, data, frozen.mtime_ns)
+        flush.content = create.staged.operation.create.content
         self._under_way[file.ino] = flush
+        self._send(flush)
         return True
 
-    def _inline(self, frozen: Frozen) -> feed_pb2.Content:
-        data = self._plain.read_journal(frozen.plan(0, frozen.size_bytes))
-        return feed_pb2.Content(size_bytes=len(data), inline=data)
+    def written(self, file: DirtyFile | Frozen) -> bytes:
+        """All of a small file that lies on nothing. Raises: NotFound, Corrupt, Unreachable."""
+        return self._plain.read_journal(file.plan(0, file.size_bytes))
 
     # ------------------------------------------------------------ uploading
 
@@ -293,21 +299,18 @@ class Contents:
 
     def _ready(self, flush: Flush, staged: submit_pb2.StagedOperation) -> None:
         """Its operation is complete: written down, then in the queue's hands. Raises: Full, Unreachable (disk)."""
-        flush.content = staged.operation.set_content.content
-        self._write_down(flush, staged, 0)
-        flush.item.staged = staged
-        flush.queue.make_ready(flush.item)
-
-    def _write_down(self, flush: Flush, staged: submit_pb2.StagedOperation, create_seq: int) -> None:
         frozen = flush.frozen
         assert frozen is not None
+        flush.content = staged.operation.set_content.content
         flush.flush_seq = self._journal.hold_flush(
             FlushRecord(
-                0, frozen.ino, frozen.store_id, staged, frozen.upto, flush.place, create_seq, frozen.keep_start,
+                0, frozen.ino, frozen.store_id, staged, frozen.upto, flush.place, 0, frozen.keep_start,
                 frozen.keep_end, not frozen.provisional,
             )
         )  # fmt: skip
         self._send(flush)
+        flush.item.staged = staged
+        flush.queue.make_ready(flush.item)
 
     def take_up(self, flush: Flush) -> None:
         """A flush that an earlier process wrote down; `frozen`, `content`, `flush_seq` and its item are set."""
@@ -330,10 +333,10 @@ class Contents:
         file, frozen = flush.file, flush.frozen
         assert frozen is not None
         assert flush.content is not None
-        gone = [*file.settle(base_of(file.store_id, flush.content)), flush.flush_seq]
+        gone = [*file.settle(base_of(file.store_id, flush.content)), flush.flush_seq, *flush.item.seqs]
         self.on_content(file, flush.content, frozen.time_ns)
         self._base_after(file, gone)
-        flush.item.seqs += [seq for seq in gone if seq]
+        flush.item.seqs = [seq for seq in gone if seq]
         self._over(flush)
 
     # ------------------------------------------------------------ bases

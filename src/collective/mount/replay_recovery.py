@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from collective.catalog import Inline
 from collective.mount.dirty import DirtyFile, DirtyTable
 from collective.mount.journal import Journal
-from collective.mount.journal_records import BaseRecord, FlushRecord, OperationRecord, TruncateRecord, WriteRecord
-from collective.mount.replay_contents import Contents, Flush
+from collective.mount.journal_records import (
+    BaseRecord,
+    FillRecord,
+    FlushRecord,
+    OperationRecord,
+    TruncateRecord,
+    WriteRecord,
+)
+from collective.mount.replay_contents import Contents, Flush, fill
 from collective.mount.replay_queue import Queued, StoreQueue
 from collective.mount.scheduling import Keys, keys_of
-from collective.wire import feed_pb2
+from collective.wire import feed_pb2, submit_pb2
 
 __all__ = ["take_up"]
 
+Changes = Mapping[int, Sequence[WriteRecord | TruncateRecord]]  # by ino, in order
 QueueOperation = Callable[[bytes, feed_pb2.TreeOperation, int, bool], Queued]
 
 
@@ -23,9 +32,14 @@ def take_up(
 ) -> Sequence[OperationRecord]:  # fmt: skip
     """Queue everything live and fill the dirty table; the operations, in order. Raises: Full, Unreachable."""
     operations = [record for record in journal.recovered if isinstance(record, OperationRecord)]
+    changes: dict[int, list[WriteRecord | TruncateRecord]] = {}
+    for change in journal.recovered:
+        if isinstance(change, WriteRecord | TruncateRecord):
+            changes.setdefault(change.ino, []).append(change)
     flushes = [record for record in journal.recovered if isinstance(record, FlushRecord)]
+    flushes += _filled(journal, {record.seq: record for record in operations}, changes, contents)
     merged = {flush.create_seq for flush in flushes if flush.create_seq}
-    files = _restore_files(journal, flushes)
+    files = _restore_files(journal, flushes, changes)
     steps: list[tuple[int, int, Callable[[], None]]] = []
     for record in operations:
         if record.seq not in merged:
@@ -48,22 +62,42 @@ def take_up(
     return operations
 
 
-def _restore_files(journal: Journal, flushes: Sequence[FlushRecord]) -> dict[int, DirtyFile]:
+def _filled(
+    journal: Journal, operations: Mapping[int, OperationRecord], changes: Changes, contents: Contents
+) -> Iterator[FlushRecord]:
+    """The fill records as the flush records they stand for; those that stand for none any more are settled.
+
+    Where the changes are gone the file was removed here afterwards: its create goes as it was made, or is absorbed.
+    """
+    for record in journal.recovered:
+        if not isinstance(record, FillRecord):
+            continue
+        create = operations.get(record.create_seq)
+        taken = [change for change in changes.get(record.ino, ()) if change.seq <= record.upto]
+        if create is None or not taken:
+            journal.settle([record.seq])
+            continue
+        file = DirtyFile(record.ino, create.store_id, Inline(b""), 0, 0, 0)
+        for change in taken:
+            file.changed(change)
+        staged = submit_pb2.StagedOperation(operation=create.operation)
+        fill(staged.operation.create, contents.written(file), record.mtime_ns)
+        yield FlushRecord(record.seq, record.ino, create.store_id, staged, record.upto, create.seq, create.seq)
+
+
+def _restore_files(journal: Journal, flushes: Sequence[FlushRecord], changes: Changes) -> dict[int, DirtyFile]:
     bases: dict[int, BaseRecord] = {}
-    changes: dict[int, list[WriteRecord | TruncateRecord]] = {}
     unneeded: list[int] = []
     for record in journal.recovered:
         if isinstance(record, BaseRecord):
             if (older := bases.get(record.ino)) is not None:
                 unneeded.append(older.seq)
             bases[record.ino] = record
-        elif isinstance(record, WriteRecord | TruncateRecord):
-            changes.setdefault(record.ino, []).append(record)
     files: dict[int, DirtyFile] = {}
     for ino, base in bases.items():
         under_way = [flush for flush in flushes if flush.ino == ino and flush.upto > base.upto]
         upto = max((flush.upto for flush in under_way), default=0)
-        file = DirtyFile.restore(base, changes.pop(ino, ()), upto)
+        file = DirtyFile.restore(base, changes.get(ino, ()), upto)
         if under_way:
             last = max(under_way, key=lambda flush: flush.seq)
             content = content_of_flush(last)
@@ -73,7 +107,7 @@ def _restore_files(journal: Journal, flushes: Sequence[FlushRecord]) -> dict[int
         else:
             unneeded.append(base.seq)
     # without a base record nobody was told yet that it was written
-    unneeded += [record.seq for records in changes.values() for record in records]
+    unneeded += [record.seq for ino, records in changes.items() if ino not in bases for record in records]
     journal.settle(unneeded)
     return files
 
