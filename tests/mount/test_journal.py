@@ -99,6 +99,7 @@ async def fill(journal: Journal) -> list[int]:
         journal.append_truncate(INO, 12, 79),
         journal.hold_flush(flush),
         journal.hold_flush(FillRecord(0, INO, 3, 1, 81)),
+        await journal.append_write(INO + 1, 20, b"first", 82, store_id=STORE),
     ]
 
 
@@ -109,7 +110,7 @@ async def test_every_kind_of_record_comes_back(place: Place) -> None:
     journal.write_held()
     again = await place.open(path=place.copy("killed"))
     assert [record.seq for record in again.recovered] == seqs
-    made, base, small, large, cut, flush, filled = again.recovered
+    made, base, small, large, cut, flush, filled, first = again.recovered
     assert isinstance(made, OperationRecord)
     assert (made.store_id, made.operation.create.name, made.of_directory) == (STORE, b"one", True)
     assert isinstance(base, BaseRecord)
@@ -126,6 +127,10 @@ async def test_every_kind_of_record_comes_back(place: Place) -> None:
     assert (flush.keep_start, flush.keep_end, flush.last) == (8, 16, False)
     assert flush.staged.pages == [b"page"]
     assert filled == FillRecord(seqs[6], INO, 3, 1, 81)
+    assert isinstance(first, WriteRecord)
+    assert (first.ino, first.offset, first.time_ns, first.store_id) == (INO + 1, 20, 82, STORE)
+    assert data_of(again, first) == b"first"
+    assert small.store_id == large.store_id == b""
     assert again.last_seq > seqs[-1], "numbers go on"
 
 
@@ -403,8 +408,7 @@ async def test_what_goes_with_a_create_is_moved_with_it(place: Place) -> None:
         journal = await place.open(path=place.path.with_name(content.decode()))
         answered = journal.append_operation(STORE, operation(b"answered"))
         made = journal.append_operation(STORE, operation(content))
-        journal.append_base(BaseRecord(0, number, STORE, feed_pb2.Content(), 0, 1, 1))
-        seq = await journal.append_write(number, 0, content, 1)
+        seq = await journal.append_write(number, 0, content, 1, store_id=STORE)
         journal.hold_flush(FillRecord(0, number, seq, answered, 0))
         journal.hold_flush(FillRecord(0, number, seq, made, len(content)))
         journal.settle([answered])
@@ -418,7 +422,10 @@ async def test_what_goes_with_a_create_is_moved_with_it(place: Place) -> None:
     for record, content in zip(fills, (b"first", b"second"), strict=True):
         made = found[record.create_seq]
         assert isinstance(made, OperationRecord)
-        assert made.operation.create.name == data_of(journal, found[record.upto]) == content
+        write = found[record.upto]
+        assert made.operation.create.name == data_of(journal, write) == content
+        assert isinstance(write, WriteRecord)
+        assert write.store_id == STORE
     assert len([record for record in found.values() if isinstance(record, FillRecord)]) == 3, "one that was here before"
 
 
@@ -484,8 +491,11 @@ async def test_what_cannot_be_sent_does_not_keep_what_could(place: Place, monkey
     assert [record.seq for record in again.recovered] == kept
     assert data_of(again, again.recovered[-1]) == b"B" * (10 * KIB)
     assert [type(record) for record in again.recovered] == [
-        OperationRecord, BaseRecord, WriteRecord, TruncateRecord, FlushRecord, WriteRecord
+        OperationRecord, BaseRecord, WriteRecord, TruncateRecord, FlushRecord, FillRecord, WriteRecord, WriteRecord
     ]  # fmt: skip
+    first = again.recovered[-2]
+    assert isinstance(first, WriteRecord)
+    assert (first.store_id, data_of(again, first)) == (STORE, b"first")
 
 
 def journal_numbers(path: Path) -> list[int]:
@@ -500,6 +510,8 @@ async def fill_small(journal: Journal) -> list[int]:
         await journal.append_write(INO, 10, b"small", 77),
         journal.append_truncate(INO, 12, 79),
         journal.hold_flush(FlushRecord(0, INO, STORE, staged, upto=3, place=2)),
+        journal.hold_flush(FillRecord(0, INO, 3, 1, 81)),
+        await journal.append_write(INO + 2, 20, b"first", 82, store_id=STORE),
     ]
 
 

@@ -57,6 +57,7 @@ async def write_one_of_each(mounts: Path) -> bytes:
     journal.append_truncate(INO, 12, 79, unowned=True)
     journal.hold_flush(FLUSH)
     journal.hold_flush(FILL)
+    await journal.append_write(INO + 1, 20, b"first", 81, store_id=STORE)
     journal.settle([small])
     journal.write_held()
     made = next(mounts.glob("*/*.segment")).read_bytes()
@@ -93,10 +94,13 @@ def test_the_document_is_enough_to_read_it() -> None:
             assert payload == struct.pack(">Q", 4)
         if kind == 10:
             assert payload == struct.pack(">QQQq", INO, 5, 2, 80)
+        if kind == 11:
+            assert payload == struct.pack(">QQq", INO + 1, 20, 81) + STORE + b"first"
         at += 24 + length
     assert at == len(data)
     assert found == [
-        (1, 0, 1), (2, 1, 2), (7, 1, 3), (3, 0, 4), (4, 0, 0), (5, 0, 5), (6, 1, 6), (8, 0, 7), (10, 0, 8), (9, 0, 0)
+        (1, 0, 1), (2, 1, 2), (7, 1, 3), (3, 0, 4), (4, 0, 0), (5, 0, 5), (6, 1, 6), (8, 0, 7), (10, 0, 8),
+        (11, 0, 9), (9, 0, 0),
     ]  # fmt: skip
 
 
@@ -107,7 +111,7 @@ async def test_the_golden_journal_is_taken_up(tmp_path: Path, form: int) -> None
     shutil.copy(FOLDER / f"journal-{form}.segment", tmp_path / "journal-1" / "00000001.segment")
     folder = JournalFolder(tmp_path, SETTINGS, b"another boot", SILENT)
     journal = await folder.open()
-    operation, base, write, flush, *fills = journal.recovered
+    operation, base, write, flush, *since = journal.recovered
     assert isinstance(operation, OperationRecord)
     assert (operation.store_id, operation.operation, operation.of_directory) == (STORE, OPERATION, True)
     assert isinstance(base, BaseRecord)
@@ -116,7 +120,13 @@ async def test_the_golden_journal_is_taken_up(tmp_path: Path, form: int) -> None
     assert journal.read(write.seq, 0, write.size_bytes) == BLOB
     assert isinstance(flush, FlushRecord)
     assert flush.staged == FLUSH.staged
-    assert fills == ([FILL._replace(seq=8)] if form == 2 else [])
+    if form == 1:
+        assert since == []
+    else:
+        fill, first = since
+        assert fill == FILL._replace(seq=8)
+        assert isinstance(first, WriteRecord)
+        assert (first.store_id, journal.read(first.seq, 0, first.size_bytes)) == (STORE, b"first")
     assert not any(isinstance(record, TruncateRecord) for record in journal.recovered)
     await journal.close()
     folder.release()

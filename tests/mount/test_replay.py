@@ -858,3 +858,53 @@ async def test_a_base_that_finds_no_room_keeps_the_create_it_follows(
             assert again.journal.unsettled_count == 0
         assert world.read(b"file") == b"second"
         assert {one.outcome for one in world.outcomes} == {submit_pb2.APPLIED}
+
+
+async def test_a_write_that_waited_for_room_lies_on_what_the_file_has_by_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two programs write to an empty file; the first must wait, the second's content is sent meanwhile. What the file
+    lies on is said with the write, so it must be what is true then: after a kill both are there."""
+    async with mounted(world) as mount:
+        number = mount.create(b"file")
+        mount.opened(number)
+        gate = asyncio.Event()
+        with monkeypatch.context() as patched:
+            patched.setattr(mount.journal, "room", lambda size_bytes: gate.wait())
+            waits = asyncio.create_task(mount.write(number, 10, b"waited"))
+            await asyncio.sleep(0)
+        mount.opened(number)
+        await mount.write(number, 0, b"went")
+        mount.closed(number)
+        mount.closed(number)
+        await mount.replay.submitted(world.store_id)
+        await until(lambda: world.listing() == {b"file": b"went"})
+        gate.set()
+        await waits
+        copy = Path(shutil.copytree(world.folder / "mounts", world.folder / "killed"))
+    async with mounted(world, journals=copy) as again:
+        await again.replay.wait()
+    assert world.read(b"file") == b"went" + bytes(6) + b"waited"
+    assert {one.outcome for one in world.outcomes} == {submit_pb2.APPLIED}, [one.reason for one in world.outcomes]
+
+
+async def test_the_first_write_of_a_file_is_one_record(world: World) -> None:
+    """Nothing but the create and the data is written for a small file before it is sent; taken up, it is the same."""
+
+    async def away(place: str) -> None:
+        await asyncio.Event().wait()
+
+    async with mounted(world, world.committer(away)) as mount:
+        number = mount.create(b"file")
+        mount.opened(number)
+        before = mount.journal.unsettled_count
+        await mount.write(number, 5, b"data")
+        assert mount.journal.unsettled_count == before + 1
+        was = mount.dirty.get(world.ino(number))
+        copy = Path(shutil.copytree(world.folder / "mounts", world.folder / "killed"))
+    async with mounted(world, world.committer(away), copy) as again:
+        found = again.dirty.get(world.ino(number))
+        assert was is not None
+        assert found is not None
+        assert again.pending_content(number) == bytes(5) + b"data"
+        assert found.to_record() == was.to_record()

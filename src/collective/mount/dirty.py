@@ -21,10 +21,12 @@ from collective.mount.extents import Extents, Piece, merge_ranges
 from collective.mount.journal_records import BaseRecord, TruncateRecord, WriteRecord
 from collective.wire import feed_pb2
 
-__all__ = ["NUMBER_MASK", "Base", "DirtyFile", "DirtyTable", "Frozen", "base_of", "content_of"]
+__all__ = ["IN_FIRST_WRITE", "NUMBER_MASK", "Base", "DirtyFile", "DirtyTable", "Frozen", "base_of", "content_of"]
 
 Base = Inline | VersionReference
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
+IN_FIRST_WRITE = -1
+"""For a base record's seq: there is none, a file that had nothing says so in its first write."""
 _NEVER = 1 << 62
 
 
@@ -122,6 +124,13 @@ class DirtyFile:
     def dirty(self) -> bool:
         """Whether there is anything that no flush has brought home, or a flush that was not the last."""
         return bool(self.records) or self.provisional
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it has nothing, and the journal nothing of it."""
+        return not (
+            self.base_seq or self.records or self.size_bytes or self.upto or self.provisional or self.unowned
+        ) and self.base == Inline(b"")
 
     # ------------------------------------------------------------ changes
 

@@ -42,7 +42,7 @@ from collective.mount.journal_room import JournalRoom, JournalSettings
 from collective.mount.journal_segments import Segment, disk_failure, sync_segments
 from collective.wire import feed_pb2
 
-__all__ = ["Journal"]
+__all__ = ["THREAD_BYTES", "Journal"]
 
 THREAD_BYTES = 256 * KIB  # writing less holds the event loop under 0.1 ms
 ROOM_LOOK_SECONDS = 1.0
@@ -77,11 +77,8 @@ class Journal:
         self.on_pressure: Callable[[], None] = lambda: None
         """Called when somebody waits for room."""
         for record in found.records:
-            if isinstance(record, WriteRecord):
-                place = (record.segment, record.position, record.size_bytes)
-                self._live.put(record.seq, found.segment_of[record.seq], *place)
-            else:
-                self._live.put(record.seq, found.segment_of[record.seq])
+            data = (record.segment, record.position, record.size_bytes) if isinstance(record, WriteRecord) else ()
+            self._live.put(record.seq, found.segment_of[record.seq], *data)
         self.recovered: tuple[Record, ...] = tuple(found.records)
         """What an earlier process left, in order of seq."""
         self._active = self._new_segment(found.next_segment)
@@ -120,17 +117,18 @@ class Journal:
         flags = records.OF_DIRECTORY if of_directory else 0
         return self._live_record(Kind.OPERATION, flags, store_id, operation.SerializeToString())
 
-    async def append_write(self, ino: int, offset: int, data: Buffer, time_ns: int, *, unowned: bool = False) -> int:
-        """Data of a file; its seq. `unowned`: the file has no name any more and goes with this process.
-
-        Waits for room first. Raises: Full, Unreachable.
-        """
+    async def append_write(
+        self, ino: int, offset: int, data: Buffer, time_ns: int, *, unowned: bool = False, store_id: bytes = b""
+    ) -> int:
+        """Data of a file; its seq. `unowned`: the file has no name any more and goes with this process. `store_id`: in
+        place of a base record, of a file that lies there and has nothing so far; for less than THREAD_BYTES alone.
+        Waits for room first. Raises: Full, Unreachable."""
         view = memoryview(data)
         if not self._room.fits(len(view)):
             await self.room(len(view))
         flags = records.UNOWNED if unowned else 0
         if len(view) < THREAD_BYTES:
-            return self.append_inline(ino, offset, view, time_ns, flags)
+            return self.append_inline(ino, offset, view, time_ns, flags, store_id)
         record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), flags, view)
         self._live.put(record.seq, self._active.number, record.segment, record.position, record.size_bytes)
         return record.seq
@@ -226,7 +224,7 @@ class Journal:
 
     async def room(self, size_bytes: int) -> None:
         """Wait until `size_bytes` more are within the bound. Raises: Full after the deadline."""
-        if self._room.look(size_bytes):
+        if self._room.fits(size_bytes) or self._room.look(size_bytes):
             return
         self._observer.event("journal.full", size_bytes=self._room.total_bytes)
         loop = asyncio.get_running_loop()
@@ -337,9 +335,10 @@ class Journal:
         self._live.put(seq, self._active.number)
         return seq
 
-    def append_inline(self, ino: int, offset: int, view: memoryview, time_ns: int, flags: int = 0) -> int:
+    def append_inline(self, ino: int, offset: int, view: memoryview, time_ns: int, flags: int, store_id: bytes) -> int:
         """As `append_write`, at once, whether there is room or not."""
-        seq = self._append(Kind.WRITE, flags, records.pack_write(ino, offset, time_ns), view)
+        kind, head = records.pack_write(ino, offset, time_ns, store_id)
+        seq = self._append(kind, flags, head, view)
         number = self._active.number
         self._live.put(seq, number, number, self._active.end - len(view), len(view))
         return seq

@@ -53,5 +53,5 @@ def _standing(segment: Segment, header: Header, begin: int, segments: Mapping[in
     if source is None:
         raise Corrupt(f"the data of record {header.seq} is not where it should be")
     data = source.read(record.position, record.size_bytes)
-    head = pack_write(record.ino, record.offset, record.time_ns)
-    return Standing(Kind.WRITE, header.flags, header.seq, head + data, record.size_bytes)
+    kind, head = pack_write(record.ino, record.offset, record.time_ns, record.store_id)
+    return Standing(kind, header.flags, header.seq, head + data, record.size_bytes)

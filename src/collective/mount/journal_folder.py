@@ -162,7 +162,8 @@ def _append(target: Journal, record: Record, data: bytes) -> int:
         case OperationRecord():
             return target.append_operation(record.store_id, record.operation, of_directory=record.of_directory)
         case WriteRecord():
-            return target.append_inline(record.ino, record.offset, memoryview(data), record.time_ns)
+            view = memoryview(data)
+            return target.append_inline(record.ino, record.offset, view, record.time_ns, 0, record.store_id)
         case TruncateRecord():
             return target.append_truncate(record.ino, record.size_bytes, record.time_ns)
         case BaseRecord():

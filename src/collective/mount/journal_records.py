@@ -53,6 +53,7 @@ PROVISIONAL = 1  # flag of a base: it was sent while the file was being written,
 _HEAD = struct.Struct(">IBBHQ")
 HEADER_BYTES = _HEAD.size + CHECKSUM_BYTES
 _WRITE = struct.Struct(">QQq")
+_FIRST_WRITE = struct.Struct(">QQq32s")
 _WRITE_AT = struct.Struct(">QQqIQI8s")
 _TRUNCATE = struct.Struct(">QQq")
 _BASE = struct.Struct(">QQQQQqq32s")
@@ -71,6 +72,7 @@ class Kind(IntEnum):
     FLUSH = 8
     SETTLED = 9  # payload: u64 seqs that count no more; has no seq itself, like a blob
     FILL = 10
+    FIRST_WRITE = 11  # data inline
 
 
 class Header(NamedTuple):
@@ -94,6 +96,7 @@ class WriteRecord(NamedTuple):
     """Data of `size_bytes` at `offset` of an inode; the bytes are read from the journal by `seq`.
 
     `segment` and `position` say where the data lies: in the record itself, or in a blob (then with its checksum).
+    `store_id`: of the first of a file's changes, that the file lies in this DataStore and had no content; else empty.
     """
 
     seq: int
@@ -105,6 +108,7 @@ class WriteRecord(NamedTuple):
     position: int = 0
     blob_checksum: bytes = b""
     unowned: bool = False
+    store_id: bytes = b""
 
 
 class TruncateRecord(NamedTuple):
@@ -116,7 +120,8 @@ class TruncateRecord(NamedTuple):
 
 
 class BaseRecord(NamedTuple):
-    """What an inode's dirty extents lie on: `content` as it stood, or as a flush made it.
+    """What an inode's dirty extents lie on: `content` as it stood, or as a flush made it. (Where that was nothing the
+    first write says so itself.)
 
     Records up to seq `upto` are in `content` already, but for the bytes in [keep_start, keep_end). `size_bytes` and
     `mtime_ns` are the file's, which may be longer than `content` by bytes that are in the journal alone.
@@ -220,8 +225,11 @@ def verify(header: Header, raw_header: bytes, payload: Buffer) -> None:
         raise Corrupt("a record's checksum does not hold")
 
 
-def pack_write(ino: int, offset: int, time_ns: int) -> bytes:
-    return _WRITE.pack(ino, offset, time_ns)
+def pack_write(ino: int, offset: int, time_ns: int, store_id: bytes) -> tuple[Kind, bytes]:
+    """The kind of the record, and what comes before the data."""
+    if store_id:
+        return Kind.FIRST_WRITE, _FIRST_WRITE.pack(ino, offset, time_ns, store_id)
+    return Kind.WRITE, _WRITE.pack(ino, offset, time_ns)
 
 
 def pack_write_at(record: WriteRecord) -> bytes:
@@ -269,6 +277,10 @@ def _decode(header: Header, payload: bytes, segment: int, position: int) -> Reco
             return WriteRecord(
                 seq, ino, offset, size, time_ns, segment, position + _WRITE.size, b"", bool(flags & UNOWNED)
             )
+        case Kind.FIRST_WRITE:
+            ino, offset, time_ns, store_id = _FIRST_WRITE.unpack_from(payload)
+            size, position = len(payload) - _FIRST_WRITE.size, position + _FIRST_WRITE.size
+            return WriteRecord(seq, ino, offset, size, time_ns, segment, position, b"", bool(flags & UNOWNED), store_id)
         case Kind.WRITE_AT:
             ino, offset, time_ns, blob_segment, blob_position, size, blob_checksum = _WRITE_AT.unpack(payload)
             return WriteRecord(

@@ -23,7 +23,7 @@ __all__ = ["SEGMENT_HEAD_BYTES", "SUFFIX", "Segment", "disk_failure", "list_segm
 
 MAGIC = b"CJOURNAL"
 FORM = 2
-READ_FORMS = (1, 2)  # the first had no fill records
+READ_FORMS = (1, 2)  # the first had no fills and no first writes
 _SEGMENT_HEAD = struct.Struct(">8sII")
 SEGMENT_HEAD_BYTES = _SEGMENT_HEAD.size
 SUFFIX = ".segment"

@@ -22,8 +22,8 @@ from collective.core.errors import CollectiveError
 from collective.core.observe import Observer
 from collective.core.sizes import MIB
 from collective.mount.committing import Author, Committer
-from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable
-from collective.mount.journal import Journal
+from collective.mount.dirty import IN_FIRST_WRITE, NUMBER_MASK, DirtyFile, DirtyTable
+from collective.mount.journal import THREAD_BYTES, Journal
 from collective.mount.journal_records import OperationRecord
 from collective.mount.names import OpenSource
 from collective.mount.pace import Pace
@@ -149,9 +149,16 @@ class Replay:
         file.busy += 1
         seq = 0
         try:
-            self._contents.need_base(file)
-            seq = await self._journal.append_write(file.ino, offset, data, time_ns, unowned=file.unowned)
+            await self._journal.room(len(data))  # now, so that what the file lies on is still true when that is written
+            first = len(data) < THREAD_BYTES and file.is_blank
+            if not first:
+                self._contents.need_base(file)
+            seq = await self._journal.append_write(
+                file.ino, offset, data, time_ns, unowned=file.unowned, store_id=file.store_id if first else b""
+            )
             file.wrote(seq, offset, len(data), time_ns)
+            if first:
+                file.base_seq = IN_FIRST_WRITE
         finally:
             file.busy -= 1
             self._contents.changed(file, seq)

@@ -336,7 +336,7 @@ class Contents:
         gone = [*file.settle(base_of(file.store_id, flush.content)), flush.flush_seq, *flush.item.seqs]
         self.on_content(file, flush.content, frozen.time_ns)
         self._base_after(file, gone)
-        flush.item.seqs = [seq for seq in gone if seq]
+        flush.item.seqs = [seq for seq in gone if seq > 0]
         self._over(flush)
 
     # ------------------------------------------------------------ bases

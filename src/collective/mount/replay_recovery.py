@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from collective.catalog import Inline
-from collective.mount.dirty import DirtyFile, DirtyTable
+from collective.mount.dirty import IN_FIRST_WRITE, DirtyFile, DirtyTable
 from collective.mount.journal import Journal
 from collective.mount.journal_records import (
     BaseRecord,
@@ -93,6 +93,9 @@ def _restore_files(journal: Journal, flushes: Sequence[FlushRecord], changes: Ch
             if (older := bases.get(record.ino)) is not None:
                 unneeded.append(older.seq)
             bases[record.ino] = record
+    for ino, (first, *_) in changes.items():
+        if ino not in bases and isinstance(first, WriteRecord) and first.store_id:
+            bases[ino] = BaseRecord(IN_FIRST_WRITE, ino, first.store_id, feed_pb2.Content(), 0, 0, 0)
     files: dict[int, DirtyFile] = {}
     for ino, base in bases.items():
         under_way = [flush for flush in flushes if flush.ino == ino and flush.upto > base.upto]
