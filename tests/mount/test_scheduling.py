@@ -148,4 +148,4 @@ def test_the_cost_of_an_operation_does_not_grow(count: int) -> None:
     while batch := schedule.take(256):
         schedule.finish(batch)
     assert len(schedule) == 0
-    assert schedule._uses == {}
+    assert schedule._alone == schedule._sharing == {}

@@ -21,7 +21,17 @@ from collective.mount.extents import Extents, Piece, merge_ranges
 from collective.mount.journal_records import BaseRecord, TruncateRecord, WriteRecord
 from collective.wire import feed_pb2
 
-__all__ = ["IN_FIRST_WRITE", "NUMBER_MASK", "Base", "DirtyFile", "DirtyTable", "Frozen", "base_of", "content_of"]
+__all__ = [
+    "IN_FIRST_WRITE",
+    "NUMBER_MASK",
+    "Base",
+    "DirtyFile",
+    "DirtyTable",
+    "Frozen",
+    "base_of",
+    "base_size",
+    "content_of",
+]
 
 Base = Inline | VersionReference
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
@@ -175,14 +185,13 @@ class DirtyFile:
         assert self.frozen is None, "one flush of a file at a time"
         keep_start = keep_end = 0
         size = self.size_bytes
+        taken = self.extents.copy()
         if growing and self._last_end % MAX_CHUNK_SIZE_BYTES:
             keep_start = self._last_end - self._last_end % MAX_CHUNK_SIZE_BYTES
             keep_end = keep_start + MAX_CHUNK_SIZE_BYTES
             if keep_end >= size:
                 size = max(min(keep_start, size), min(self.base_limit, size))
-        taken = Extents(
-            piece for piece in (*self.extents.overlapping(0, keep_start), *self.extents.overlapping(keep_end, _NEVER))
-        )
+            taken = Extents([*taken.overlapping(0, keep_start), *taken.overlapping(keep_end, _NEVER)])
         if growing and not len(taken):
             return None
         upto = self.records[-1] if self.records else self.upto

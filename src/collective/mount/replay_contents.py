@@ -22,7 +22,7 @@ from collective.core.layout import INLINE_LIMIT_BYTES
 from collective.core.observe import Observer
 from collective.core.sizes import MIB
 from collective.mount.committing import Author, Committer, PlainContent
-from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable, Frozen, base_of, content_of
+from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable, Frozen, base_of, base_size, content_of
 from collective.mount.journal import Journal
 from collective.mount.journal_records import FillRecord, FlushRecord
 from collective.mount.plain import PlainReader
@@ -181,13 +181,14 @@ class Contents:
 
     def _into_create(self, file: DirtyFile) -> bool:
         """Let a create that is still queued take a small content along; whether it did."""
-        create = self._creates.get((file.store_id, file.ino & NUMBER_MASK))
+        key = (file.store_id, file.ino & NUMBER_MASK)
+        create = self._creates.get(key)
         if create is None or create.staged is None or not file.records or file.size_bytes > INLINE_LIMIT_BYTES:
             return False
-        if self._set_times.get((file.store_id, file.ino & NUMBER_MASK), file.mtime_ns) != file.mtime_ns:
+        if self._set_times.get(key, file.mtime_ns) != file.mtime_ns:
             return False
         queue = self._queue_of(file.store_id)
-        if not queue.is_waiting(create) or content_of(file.base).size_bytes:
+        if not queue.is_waiting(create) or base_size(file.base):
             return False
         frozen = file.freeze(growing=False, provisional=False)
         assert frozen is not None, "a file with records has something to freeze"
@@ -200,7 +201,7 @@ class Contents:
             self._observer.event("replay.upload_waits", reason=error.message, size_bytes=frozen.size_bytes)
             file.thaw()
             return False
-        self._forget_create(file.store_id, file.ino & NUMBER_MASK)
+        self._forget_create(*key)
         fill(create.staged.operation.create, data, frozen.mtime_ns)
         flush.content = create.staged.operation.create.content
         self._under_way[file.ino] = flush

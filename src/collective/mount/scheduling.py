@@ -15,7 +15,7 @@ and what depends on it may travel together.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,14 +75,6 @@ def _keys_of_rename(rename: feed_pb2.Rename, of_directory: bool) -> Keys:
 
 
 @dataclass(slots=True)
-class _Use:
-    """Who used a key: the last one alone, and those who shared it since."""
-
-    alone: int = 0
-    shared: dict[int, None] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Entry:
     """`waits` counts what must be taken before, and one more while the operation itself is not ready."""
 
@@ -102,7 +94,8 @@ class Schedule:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}  # added and not finished
-        self._uses: dict[Key, _Use] = {}
+        self._alone: dict[Key, int] = {}  # who used a key alone last …
+        self._sharing: dict[Key, dict[int, None]] = {}  # … and who shared it since
         self._takeable: list[int] = []  # a heap
         self._last = 0
 
@@ -120,20 +113,17 @@ class Schedule:
         entry = _Entry(keys, 0 if ready else 1)
         before: set[int] = set()
         for key in keys.alone:
-            use = self._uses.get(key)
-            if use is None:
-                self._uses[key] = _Use(ticket)
-                continue
-            before.add(use.alone)
-            before.update(use.shared)
-            use.alone = ticket
-            use.shared = {}
+            if (other := self._alone.get(key)) is not None:
+                before.add(other)
+            if key in self._sharing:
+                before.update(self._sharing.pop(key))
+            self._alone[key] = ticket
         for key in keys.shared:
-            use = self._uses.get(key)
-            if use is None:
-                use = self._uses[key] = _Use()
-            before.add(use.alone)
-            use.shared[ticket] = None
+            if (other := self._alone.get(key)) is not None:
+                before.add(other)
+            if (sharing := self._sharing.get(key)) is None:
+                sharing = self._sharing[key] = {}
+            sharing[ticket] = None
         for other in before:
             found = self._entries.get(other)
             if found is not None and not found.taken and other != ticket:
@@ -169,28 +159,30 @@ class Schedule:
     def finish(self, tickets: Iterable[int]) -> None:
         """They are answered."""
         for ticket in tickets:
-            entry = self._entries.pop(ticket)
-            for key in (*entry.keys.alone, *entry.keys.shared):
-                use = self._uses.get(key)
-                if use is None:
-                    continue
-                use.shared.pop(ticket, None)
-                if use.alone == ticket:
-                    use.alone = 0
-                if not use.alone and not use.shared:
-                    del self._uses[key]
+            keys = self._entries.pop(ticket).keys
+            for key in keys.alone:
+                if self._alone.get(key) == ticket:
+                    del self._alone[key]
+            for key in keys.shared:
+                if (sharing := self._sharing.get(key)) is not None:
+                    sharing.pop(ticket, None)
+                    if not sharing:
+                        del self._sharing[key]
 
     def concerning(self, keys: Keys) -> Sequence[int]:
         """What must be finished before an operation with these keys may be sent past the queue."""
         found: set[int] = set()
         for key in keys.alone:
-            if (use := self._uses.get(key)) is not None:
-                found.update((use.alone, *use.shared))
+            found.update(self._using(key))
         for key in keys.shared:
-            if (use := self._uses.get(key)) is not None:
-                found.add(use.alone)
-        found.discard(0)
+            if (other := self._alone.get(key)) is not None:
+                found.add(other)
         return sorted(found)
+
+    def _using(self, key: Key) -> Iterator[int]:
+        if (other := self._alone.get(key)) is not None:
+            yield other
+        yield from self._sharing.get(key, ())
 
     def free(self) -> list[int]:
         """What may be taken together now, with whatever follows from it, and what was taken and is not finished."""
@@ -208,12 +200,12 @@ class Schedule:
 
     def directories(self) -> Sequence[int]:
         """The inode numbers of all directories in which something queued puts or takes names."""
-        return [~key for key in self._uses if isinstance(key, int) and key < ALL_DIRECTORIES]
+        used = {**self._alone, **self._sharing}
+        return [~key for key in used if isinstance(key, int) and key < ALL_DIRECTORIES]
 
     def changing_names_in(self, directory: int) -> Sequence[int]:
         """What is queued that puts or takes names in a directory (its inode number)."""
-        use = self._uses.get(~directory)
-        return sorted({use.alone, *use.shared} - {0}) if use is not None else ()
+        return sorted(self._using(~directory))
 
     def _release(self, ticket: int) -> None:
         entry = self._entries[ticket]
