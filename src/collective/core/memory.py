@@ -55,6 +55,10 @@ class BufferPool:
         """Called now and then, when there is little to do: what nobody took anything of since then goes back to the
         system."""
         if not self._taken:
-            self._spare.clear()
-            self._spare_bytes = 0
+            self.clear()
         self._taken = False
+
+    def clear(self) -> None:
+        """What waits goes back to the system."""
+        self._spare.clear()
+        self._spare_bytes = 0

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
+from functools import lru_cache
 
 from cryptography import x509
 
@@ -34,6 +35,10 @@ DEFAULT_LIMITS = LaneLimits()
 SPARE_BYTES = 32 * MIB  # memory of answers, kept by a server for all its connections while it is used
 ACCEPT_PAUSE_SECONDS = 0.1
 SHUTDOWN_SECONDS = 1.0  # for the closing words of TLS
+CONTEXTS_KEPT = 4  # a process dials as one component, and as another after a renewal
+
+
+_context_of = lru_cache(CONTEXTS_KEPT)(client_context)  # made anew for each dial it was most of the dial's work
 
 
 async def connect_lane(
@@ -64,14 +69,13 @@ async def connect_lane(
         if not loop.is_closed():
             loop.call_soon_threadsafe(connection.rejudge)
 
+    def ended(_: LaneConnection) -> None:
+        trust.unsubscribe(trust_changed)
+        memory.clear()
+
+    memory = BufferPool(SPARE_BYTES)
     connection = LaneConnection(
-        judge,
-        handlers or {},
-        limits,
-        observer,
-        on_closed=lambda _: trust.unsubscribe(trust_changed),
-        memory=BufferPool(SPARE_BYTES),
-        closes_when_idle=False,
+        judge, handlers or {}, limits, observer, on_closed=ended, memory=memory, closes_when_idle=False
     )
     who = f"{expected} at {host}:{port}"
     trust.subscribe(trust_changed)
@@ -81,7 +85,7 @@ async def connect_lane(
                 lambda: connection,
                 host,
                 port,
-                ssl=client_context(credentials),
+                ssl=_context_of(credentials),
                 ssl_handshake_timeout=timeout_seconds,
                 ssl_shutdown_timeout=SHUTDOWN_SECONDS,
             )

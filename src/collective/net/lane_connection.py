@@ -95,7 +95,8 @@ class LaneConnection(asyncio.BufferedProtocol):
         self._memory = memory
         self._asking = AskingHalf(self._send, self._outbox, self._who, self._failure)
         self._answering = AnsweringHalf(handlers, self._send, self._outbox, memory, observer)
-        self._transport: asyncio.Transport | None = None
+        self._made = False
+        self._transport: asyncio.Transport | None = None  # from the handshake until it has ended
         self._hello: asyncio.Future[None] = self._loop.create_future()
         self._hello.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._reason: CollectiveError | None = None
@@ -126,7 +127,7 @@ class LaneConnection(asyncio.BufferedProtocol):
     @property
     def is_made(self) -> bool:
         """Whether its TLS handshake is behind it."""
-        return self._transport is not None
+        return self._made
 
     @property
     def is_closed(self) -> bool:
@@ -164,14 +165,15 @@ class LaneConnection(asyncio.BufferedProtocol):
 
     async def close(self) -> None:
         """Close and wait until everything about it has ended; calls on the way fail with Unreachable at once."""
-        self._fail(Unreachable(f"the connection to {self._who()} was closed"))
+        reason = Unreachable(f"the connection to {self._who()} was closed")
+        self._fail(reason)
         if self._transport is not None and not self._closed.is_set():
             self._transport.close()
             try:
                 async with asyncio.timeout(GOODBYE_SECONDS):
                     await self._closed.wait()
             except TimeoutError:
-                self._transport.abort()
+                self.abort(reason)
                 await self._closed.wait()
         await self._answering.ended()
 
@@ -213,6 +215,7 @@ class LaneConnection(asyncio.BufferedProtocol):
     # ------------------------------------------------------------ the transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._made = True
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         keep_alive(self._transport)
@@ -259,6 +262,8 @@ class LaneConnection(asyncio.BufferedProtocol):
         # a timeout of TCP or a broken record also comes here, as another error
         self._closed_by_peer = self._reason is None and (exc is None or isinstance(exc, ConnectionError))
         self._fail(Unreachable(f"the connection to {self._who()} was lost"))
+        self._transport = None  # with what TLS reads into: 256 KiB
+        self._reader.let_go()
         self._outbox.detach()
         self._answering.close()
         if self._timer is not None:

@@ -94,14 +94,15 @@ class FrameReader:
     """Bytes in by `get_buffer` and `buffer_updated`, frames out to the receiver, in order.
 
     Starts in greeting mode (small heads, no bodies); `open_wide` lifts that to the lane's limits. After an exception
-    the reader must not be used again.
+    the reader must not be used again. Its memory is there from the first bytes until `let_go`: what refers to a
+    connection that has ended, or never came about, refers to little.
     """
 
     def __init__(self, receiver: FrameReceiver) -> None:
         self._receiver = receiver
         self._max_head_bytes = MAX_GREETING_BYTES
         self._max_body_bytes = 0
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._buffer = _EMPTY
         self._start = 0
         self._end = 0
         self._header: FrameHeader | None = None
@@ -126,10 +127,17 @@ class FrameReader:
             if view is not None:
                 return view[self._filled_bytes :]
             return self._buffer[: self._header.body_bytes - self._filled_bytes]
+        if self._buffer is _EMPTY:
+            self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         wanted = READ_AHEAD_BYTES
         if self._header is not None:
             wanted = max(wanted, self._header.head_bytes - (self._end - self._start))
         return self._buffer[self._end : self._end + wanted]
+
+    def let_go(self) -> None:
+        """No more bytes will come."""
+        self._buffer = _EMPTY
+        self._destination = None
 
     def buffer_updated(self, count: int) -> None:
         """`count` bytes were written into the memory given last. Raises: Corrupt (no frame of this lane)."""
