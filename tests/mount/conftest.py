@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # memory_library, shared by these tests and their child processes
 
 from memory_library import MemoryNames, MemorySources
+from replay_world import World, world_in_memory
 
 from collective.core.sizes import MIB
 from collective.mount.settings import MountSettings
@@ -89,3 +90,10 @@ def mounted(
                 await running
 
     return mount
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A home, for the replays of its mounts."""
+    with world_in_memory() as made:
+        yield made

@@ -316,3 +316,16 @@ def test_many_small_appends_are_cheap() -> None:
         extents.put(index * 4096, index * 4096 + 4096, index + 1)
     assert len(extents) == 50_000
     assert extents.overlapping(4096 * 40_000, 4096 * 40_001) == [Piece(4096 * 40_000, 4096 * 40_001, 40_001, 0)]
+
+
+def test_only_a_file_of_which_nothing_is_known_is_blank() -> None:
+    """Its first write can say all there is to say of what it lies on."""
+    nothing, empty = Inline(b""), VersionReference(b"s" * 32, b"v" * 16, 0, (), b"")
+    assert DirtyFile(1, b"s" * 32, nothing, 0, 0, 0).is_blank
+    assert not DirtyFile(1, b"s" * 32, empty, 0, 0, 0).is_blank, "whoever replaces it says which version"
+    assert not DirtyFile(1, b"s" * 32, Inline(b"data"), 0, 0, 0).is_blank
+    for known in ({"size_bytes": 1}, {"records": [5]}, {"base_seq": 4}, {"upto": 3}, {"provisional": True}):
+        file = DirtyFile(1, b"s" * 32, nothing, 0, 0, 0)
+        for name, value in known.items():
+            setattr(file, name, value)
+        assert not file.is_blank

@@ -267,6 +267,9 @@ async def test_segments_go_when_all_in_them_is_settled(place: Place) -> None:
     journal.settle(seqs)
     assert len(segments()) >= 4
     journal.settle([first])
+    assert len(segments()) >= 4, "that they are settled may be lost with the machine still"
+    assert journal.gains_by_sync
+    await journal.sync()
     assert len(segments()) == 1
     assert journal.size_bytes < before / 2
     journal.write_held()
@@ -276,7 +279,8 @@ async def test_segments_go_when_all_in_them_is_settled(place: Place) -> None:
 
 @pytest.mark.parametrize("boot", [BOOT, OTHER_BOOT])
 async def test_data_that_went_with_its_segment_was_settled(place: Place, boot: bytes) -> None:
-    """Killed after a segment went and before it was said why: the record in the next segment is no change any more."""
+    """Killed after a segment went and before it was said why, on a full disk: the record in the next segment is no
+    change any more."""
     settings = JournalSettings(segment_bytes=MIB, reserve_bytes=0, reserve_share=0.0)
     journal = await place.open(settings=settings)
     filled = journal.append_operation(STORE, operation(b"first"))
@@ -284,12 +288,36 @@ async def test_data_that_went_with_its_segment_was_settled(place: Place, boot: b
     kept = journal.append_operation(STORE, operation(b"kept"))
     before = {path.name for path in place.path.rglob("*.segment")}
     journal.settle([filled, *written[:2]])
+    journal._sync.give_up_oldest()
     copy = place.copy("killed")
     assert {path.name for path in copy.rglob("*.segment")} < before, "a segment went"
     again = await place.open(boot, settings=settings, path=copy)
     found = {record.seq for record in again.recovered}
     assert found >= {written[2], kept}, "what was not settled is there"
     assert again.read(written[2], 0, MIB) == bytes([2]) * MIB
+
+
+async def test_on_a_full_disk_settled_segments_make_room_for_saying_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written until the first of them is gone."""
+    journal = await place.open(settings=JournalSettings(segment_bytes=MIB, reserve_bytes=0, reserve_share=0.0))
+    seqs = [await journal.append_write(INO, 0, b"x" * (200 * KIB), 1) for _ in range(12)]
+    kept = journal.append_operation(STORE, operation(b"kept"))
+    journal.settle(seqs)
+    before = journal_numbers(place.path)
+    write = Segment.write_at
+
+    def full(segment: Segment, position: int, parts: object) -> None:
+        if journal_numbers(place.path) == before:
+            raise Full("the disk is full")
+        write(segment, position, parts)
+
+    monkeypatch.setattr(Segment, "write_at", full)
+    await journal.sync()
+    assert journal_numbers(place.path) == before[-1:]
+    again = await place.open(path=place.copy("killed"))
+    assert [record.seq for record in again.recovered] == [kept]
 
 
 async def test_a_full_journal_makes_writers_wait_and_then_says_so(place: Place) -> None:

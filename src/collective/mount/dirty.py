@@ -101,9 +101,10 @@ class Frozen(NamedTuple):
 class DirtyFile:
     """One changed file. `size_bytes` and `mtime_ns` are what stat tells; `time_ns` the wall time of the last change.
 
-    `records` are the seqs of its live writes and truncations, `base_seq` of its base record (0: none yet), `touched`
-    the monotonic second of the last change, `unowned`: its last name is gone, nothing is sent any more. `busy` counts
-    writes that are being journalled. Records up to seq `upto` are in the base, but for [keep_start, keep_end).
+    `records` are the seqs of its live writes and truncations, `base_seq` of its base record (0: none yet; or
+    IN_FIRST_WRITE), `touched` the monotonic second of the last change, `unowned`: its last name is gone, nothing is
+    sent any more. `busy` counts writes that are being journalled. Records up to seq `upto` are in the base, but for
+    [keep_start, keep_end).
     """
 
     ino: int
@@ -137,10 +138,9 @@ class DirtyFile:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it has nothing, and the journal nothing of it."""
-        return not (
-            self.base_seq or self.records or self.size_bytes or self.upto or self.provisional or self.unowned
-        ) and self.base == Inline(b"")
+        """Whether it lies on nothing, and the journal has nothing of it."""
+        touched = self.base_seq or self.records or self.size_bytes or self.upto or self.provisional
+        return not touched and self.base == Inline(b"")  # an empty version is not nothing: it is expected by its id
 
     # ------------------------------------------------------------ changes
 
@@ -162,7 +162,7 @@ class DirtyFile:
         self.size_bytes = size_bytes
         self.mtime_ns = self.time_ns = time_ns
 
-    def changed(self, change: WriteRecord | TruncateRecord) -> None:
+    def change(self, change: WriteRecord | TruncateRecord) -> None:
         """What a record says was done, after all that came before it."""
         if isinstance(change, WriteRecord):
             self.wrote(change.seq, change.offset, change.size_bytes, change.time_ns)
@@ -270,7 +270,7 @@ class DirtyFile:
             if change.seq <= record.upto:
                 file._restore_kept(change)
             else:
-                file.changed(change)
+                file.change(change)
             if change.seq < record.seq:  # the record knew already
                 file.size_bytes, file.mtime_ns, file.time_ns = size, mtime_ns, time_ns
         if frozen_upto >= file._last_seq():

@@ -6,11 +6,12 @@ its room at once, is filled in by a thread, and counts when the small record tha
 records is the order in which changes were acknowledged, and what a crash leaves is a prefix of it.
 
     appended -> settled (the coordinator's database shows the change) -> its segment goes, once all in it is settled
+                                                                         and a sync has made that survive everything
 
 After a crash `recovered` has what was appended and not settled, in order. Settlements, and records that only a later
 one needs, are *held* and written with the next record, so that one write serves many; what a lost settlement would have
-settled comes back, and whoever replays it finds it absorbed. Segments go oldest first; the little that keeps one from
-going is written again behind the newest (`journal_compaction`).
+settled comes back, all of it, and whoever replays it finds it absorbed. Segments go oldest first; the little that keeps
+one from going is written again behind the newest (`journal_compaction`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TypeVar
 
 from typing_extensions import Buffer
 
-from collective.core.errors import CollectiveError, Full
+from collective.core.errors import Full
 from collective.core.observe import Observer
 from collective.core.sizes import KIB
 from collective.mount import journal_records as records
@@ -39,7 +40,8 @@ from collective.mount.journal_records import (
 )
 from collective.mount.journal_recovery import Recovery
 from collective.mount.journal_room import JournalRoom, JournalSettings
-from collective.mount.journal_segments import Segment, disk_failure, sync_segments
+from collective.mount.journal_segments import Segment
+from collective.mount.journal_sync import SegmentSync
 from collective.wire import feed_pb2
 
 __all__ = ["THREAD_BYTES", "Journal"]
@@ -69,11 +71,9 @@ class Journal:
         self._compacting = False
         self._unsaid: list[int] = []  # settled in memory, said with the next record
         self._held: list[Buffer] = []
-        self._failure: CollectiveError | None = None
         self._executor = ThreadPoolExecutor(THREADS, "journal")
-        self._syncing = asyncio.Lock()
+        self._sync = SegmentSync(folder, self._in_thread, observer)
         self._freed = asyncio.Event()
-        self._new_files = True
         self.on_pressure: Callable[[], None] = lambda: None
         """Called when somebody waits for room."""
         for record in found.records:
@@ -124,8 +124,8 @@ class Journal:
         place of a base record, of a file that lies there and has nothing so far; for less than THREAD_BYTES alone.
         Waits for room first. Raises: Full, Unreachable."""
         view = memoryview(data)
-        if not self._room.fits(len(view)):
-            await self.room(len(view))
+        assert not store_id or len(view) < THREAD_BYTES
+        await self.room(len(view))
         flags = records.UNOWNED if unowned else 0
         if len(view) < THREAD_BYTES:
             return self.append_inline(ino, offset, view, time_ns, flags, store_id)
@@ -152,7 +152,7 @@ class Journal:
 
     def write_held(self) -> None:
         """What was held or settled is in the journal when this returns. Raises: Full, Unreachable."""
-        self._check()
+        self._sync.check()
         if self._held or self._unsaid:
             self._write(self._held_parts())
 
@@ -200,27 +200,20 @@ class Journal:
         Raises: Unreachable when the disk failed; the journal takes nothing more then, since what the kernel dropped
         cannot be told (Rebello et al., "Can applications recover from fsync failures?", 2020).
         """
-        self.write_held()
-        until = {segment.number: segment.end for segment in self._segments.values()}
-        async with self._syncing:
-            self._check()
-            waiting = [
-                (segment, segment.end)
-                for number, segment in sorted(self._segments.items())
-                if segment.synced_end < until.get(number, 0)
-            ]
-            if not waiting:
-                return
-            folder = self._folder if self._new_files else None
-            self._new_files = False
-            try:
-                await self._in_thread({segment for segment, _ in waiting}, lambda: sync_segments(waiting, folder))
-            except OSError as error:
-                self._failure = disk_failure(error, "the mount's journal could not be made safe")
-                self._observer.event("journal.sync_failed", reason=self._failure.message)
-                raise self._failure from error
-            for segment, end in waiting:
-                segment.synced_end = end
+        try:
+            self.write_held()
+        except Full:
+            if not self.gains_by_sync:
+                raise
+            self._room.shrunk(self._sync.give_up_oldest().end)
+            self.write_held()
+        for segment in await self._sync.run(self._segments):
+            self._room.shrunk(segment.end)
+
+    @property
+    def gains_by_sync(self) -> bool:
+        """Whether a sync would give room back to the disk."""
+        return bool(self._sync.settled)
 
     async def room(self, size_bytes: int) -> None:
         """Wait until `size_bytes` more are within the bound. Raises: Full after the deadline."""
@@ -233,6 +226,9 @@ class Journal:
             left = deadline - loop.time()
             if left <= 0:
                 raise Full("the mount's journal is full", "its changes are sent too slowly; see `collective status`")
+            if self.gains_by_sync:
+                await self.sync()
+                continue
             self._freed.clear()
             self.on_pressure()
             if await self.compact():
@@ -276,22 +272,19 @@ class Journal:
     async def close(self) -> None:
         """Sync and let go; whatever is not settled is recovered by the next one. Its folder goes when nothing is."""
         try:
-            if self._failure is None:
+            if self._sync.failure is None:
                 await self.sync()
         finally:
             await asyncio.to_thread(self._executor.shutdown)
-            for segment in list(self._segments.values()):
+            for segment in [*self._sync.settled, *self._segments.values()]:
                 if self._live:
                     segment.close()
                 else:
                     segment.remove()
             self._segments.clear()
+            self._sync.settled.clear()
 
     # ------------------------------------------------------------ parts
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def _append(self, kind: Kind, flags: int, *parts: Buffer) -> int:
         self._prepare()
@@ -302,7 +295,7 @@ class Journal:
 
     def _prepare(self) -> None:
         """There is a segment to append to. Raises: Full, Unreachable."""
-        self._check()
+        self._sync.check()
         if self._active.end >= self._settings.segment_bytes:
             self.write_held()  # held records are counted in the segment they were held for
             self._active = self._new_segment(self._active.number + 1)
@@ -370,15 +363,13 @@ class Journal:
         for number, segment in sorted(self._segments.items()):
             if segment.live or segment.pins or segment is self._active:
                 break
-            del self._segments[number]
-            self._room.shrunk(segment.end)
-            segment.remove()
+            self._sync.settled.append(self._segments.pop(number))
             self._freed.set()
 
     def _new_segment(self, number: int) -> Segment:
         segment = Segment.create(self._folder, number)
         self._segments[number] = segment
-        self._new_files = True
+        self._sync.new_files = True
         self._room.grown(segment.end)
         return segment
 

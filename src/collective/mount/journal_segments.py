@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 from collective.core.errors import CollectiveError, Corrupt, Full, Unreachable
 from collective.mount.journal_records import CHECKSUM_BYTES, HEADER_BYTES, Header, Kind, checksum, unpack_header, verify
 
-__all__ = ["SEGMENT_HEAD_BYTES", "SUFFIX", "Segment", "disk_failure", "list_segments", "sync_segments"]
+__all__ = ["SEGMENT_HEAD_BYTES", "SUFFIX", "Segment", "disk_failure", "list_segments"]
 
 MAGIC = b"CJOURNAL"
 FORM = 2
@@ -179,15 +179,3 @@ class Segment:
 
     def close(self) -> None:
         os.close(self.descriptor)
-
-
-def sync_segments(waiting: Sequence[tuple[Segment, int]], folder: Path | None) -> None:
-    """The data of the segments, oldest first, then the names of new ones."""
-    for segment, _ in waiting:
-        os.fdatasync(segment.descriptor)
-    if folder is not None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from blake3 import blake3
+
 from collective.mount.committing import Author
 from collective.wire import feed_pb2
 
-__all__ = ["RENAME_EXCHANGE", "RENAME_NO_REPLACE", "AttributeChange", "NewInode", "OperationMaker"]
+__all__ = ["RENAME_EXCHANGE", "RENAME_NO_REPLACE", "AttributeChange", "NewInode", "OperationMaker", "fill_create"]
 
 RENAME_NO_REPLACE = 1
 RENAME_EXCHANGE = 2
@@ -42,6 +44,13 @@ class AttributeChange:
     @property
     def is_size_only(self) -> bool:
         return all(value is None for value in (self.mode, self.uid, self.gid, self.atime_ns, self.mtime_ns))
+
+
+def fill_create(create: feed_pb2.Create, data: bytes, mtime_ns: int) -> None:
+    """Have a create take a file's content along. After a crash the very same is made of what the journal holds."""
+    create.mtime_nanoseconds = mtime_ns
+    create.content.size_bytes = len(data)
+    create.content.inline = data
 
 
 class OperationMaker:
@@ -113,6 +122,25 @@ class OperationMaker:
             change.mtime_nanoseconds = asked.mtime_ns
         if asked.atime_ns is not None:
             change.atime_nanoseconds = asked.atime_ns
+        return operation
+
+    def set_content(
+        self, number: int, content: feed_pb2.Content, before: feed_pb2.Content, mtime_ns: int, time_ns: int, *,
+        provisional: bool,
+    ) -> feed_pb2.TreeOperation:  # fmt: skip
+        """In place of the content `before`, which it expects."""
+        operation = self._operation(time_ns)
+        change = operation.set_content
+        change.inode = number
+        change.content.CopyFrom(content)
+        change.mtime_nanoseconds = mtime_ns
+        change.provisional = provisional
+        expected = operation.expectations.add().content
+        expected.inode = number
+        if before.version_id:
+            expected.version_id = before.version_id
+        else:
+            expected.inline_hash = blake3(before.inline).digest()
         return operation
 
     def set_xattr(self, number: int, name: bytes, value: bytes | None, time_ns: int) -> feed_pb2.TreeOperation:

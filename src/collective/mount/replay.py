@@ -168,9 +168,13 @@ class Replay:
 
     def truncate(self, file: DirtyFile, size_bytes: int, time_ns: int) -> None:
         """A new size, in the journal when this returns. Raises: Full, Unreachable (the disk)."""
-        self._contents.need_base(file)
-        seq = self._journal.append_truncate(file.ino, size_bytes, time_ns, unowned=file.unowned)
-        file.truncated(seq, size_bytes, time_ns)
+        seq = 0
+        try:
+            self._contents.need_base(file)
+            seq = self._journal.append_truncate(file.ino, size_bytes, time_ns, unowned=file.unowned)
+            file.truncated(seq, size_bytes, time_ns)
+        finally:
+            self._contents.changed(file, seq)
         self._touched(file)
 
     def _touched(self, file: DirtyFile) -> None:
@@ -199,21 +203,19 @@ class Replay:
         return count
 
     def orphan(self, ino: int) -> None:
-        """The last name went while the file is open: nothing of it is sent any more, all of it stays readable until
-        `forget`, nothing of it is recovered."""
+        """The last name went while the file is open: nothing more of it is sent or recovered, all of it stays readable
+        until `forget`."""
         if (file := self._dirty.get(ino)) is not None and not file.unowned:
             file.unowned = True
-            self._contents.drop(ino)
-            self._journal.disown([*file.records, file.base_seq])
+            self._journal.disown(self._contents.drop(file))
 
     def forget(self, ino: int) -> None:
         """The file is gone, and nobody has it open: what is not sent is dropped."""
         self._writers.pop(ino, None)
         if (file := self._dirty.get(ino)) is not None:
             file.unowned = True
-            self._contents.drop(ino)
             self._dirty.drop(file)
-            self._journal.settle([*file.records, file.base_seq])
+            self._settled([*self._contents.drop(file), *self._contents.take_overdue(ino)])
 
     def problem(self, ino: int) -> CollectiveError | None:
         """What the last attempt to send the file's content met (Full, Refused, …), told once: for fsync and close. It
@@ -281,7 +283,7 @@ class Replay:
         for file in self._dirty.idle_since(now - IDLE_SECONDS):
             if file.records and not self._contents.is_under_way(file.ino):
                 self._contents.ask(file)
-        if now >= self._next_sync:
+        if now >= self._next_sync or self._journal.gains_by_sync:
             self._next_sync = now + SYNC_SECONDS
             try:
                 await self._journal.sync()
@@ -313,6 +315,6 @@ class Replay:
         self._queue(store_id).add(item, keys_of(operation, of_directory=of_directory))
         return item
 
-    def _settled(self, seqs: list[int]) -> None:
+    def _settled(self, seqs: Sequence[int]) -> None:
         self._journal.settle(seqs)
         self._on_settled(seqs)

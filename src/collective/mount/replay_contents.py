@@ -1,6 +1,6 @@
 """Contents of changed files on their way: frozen, uploaded, and their operation written down before it is sent.
 
-    asked for (a place in the queue) -> frozen -> uploaded, or inline -> flush record -> sent -> settled
+    asked for (a place in the queue) -> frozen -> uploaded, or inline -> flush or fill record -> sent -> settled
 
 One flush of a file is under way at a time; what is asked for meanwhile waits for it, in its place in the queue. Small
 contents go at once, into the create that is still queued where there is one. The others are uploaded by a few workers;
@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from blake3 import blake3
-
 from collective.core.errors import CollectiveError, Unreachable
 from collective.core.layout import INLINE_LIMIT_BYTES
 from collective.core.observe import Observer
@@ -25,12 +23,13 @@ from collective.mount.committing import Author, Committer, PlainContent
 from collective.mount.dirty import NUMBER_MASK, DirtyFile, DirtyTable, Frozen, base_of, base_size, content_of
 from collective.mount.journal import Journal
 from collective.mount.journal_records import FillRecord, FlushRecord
+from collective.mount.operations import OperationMaker, fill_create
 from collective.mount.plain import PlainReader
 from collective.mount.replay_queue import Queued, StoreQueue
 from collective.mount.scheduling import Keys
 from collective.wire import feed_pb2, submit_pb2
 
-__all__ = ["Contents", "Flush", "fill"]
+__all__ = ["Contents", "Flush"]
 
 LARGE_BYTES = MIB
 SMALL_WORKERS = 8  # small contents wait for syncs, which they share
@@ -41,7 +40,8 @@ LAST_PAUSE_SECONDS = 5.0
 
 @dataclass(eq=False, slots=True)
 class Flush:
-    """One content of one file. `growing`: leave the chunk that is being written; `last`: the file was closed."""
+    """One content of one file. `growing`: leave the chunk that is being written; `last`: the file was closed. When a
+    create takes it along, `item` is the create's, and has its record."""
 
     file: DirtyFile
     queue: StoreQueue
@@ -56,13 +56,6 @@ class Flush:
     content: feed_pb2.Content | None = None
 
 
-def fill(create: feed_pb2.Create, data: bytes, mtime_ns: int) -> None:
-    """Have a create take this content along. After a crash the very same is made of what the journal holds."""
-    create.mtime_nanoseconds = mtime_ns
-    create.content.size_bytes = len(data)
-    create.content.inline = data
-
-
 class Contents:
     """All flushes of a mount."""
 
@@ -74,7 +67,7 @@ class Contents:
         self._dirty = dirty
         self._committer = committer
         self._plain = plain
-        self._author = author
+        self._maker = OperationMaker(author)
         self._observer = observer
         self._queue_of = queue_of
         self._creates: dict[tuple[bytes, int], Queued] = {}  # of files, not answered, by DataStore and number
@@ -148,16 +141,24 @@ class Contents:
         """Whether a content of the file is on its way, or about to be."""
         return ino in self._under_way or ino in self._asked
 
-    def drop(self, ino: int) -> None:
-        """Nobody wants the content any more: what is not with the coordinator yet is not sent."""
-        asked = self._asked.pop(ino, None)
+    def drop(self, file: DirtyFile) -> list[int]:
+        """Nobody wants the content any more: what is not with the coordinator yet is not sent. Returns the records that
+        nobody needs now: all of the file's, but for those that its create would be sent again from."""
+        asked = self._asked.pop(file.ino, None)
         if asked is not None:
             asked.queue.make_ready(asked.item)
-        flush = self._under_way.get(ino)
+        flush = self._under_way.get(file.ino)
         if flush is not None and flush.item.staged is None:
             flush.dropped = True  # whoever uploads it just now finds out
             flush.item.answered = lambda outcome: self._over(flush)
             flush.queue.make_ready(flush.item)
+        if flush is not None and flush.frozen is not None and flush.item.seqs:
+            return [seq for seq in file.records if seq > flush.frozen.upto]
+        return [*file.records, file.base_seq]
+
+    def take_overdue(self, ino: int) -> list[int]:
+        """The records that the file's next base would have settled, when there will be none."""
+        return self._overdue.pop(ino, [])
 
     # ------------------------------------------------------------ beginning
 
@@ -202,7 +203,7 @@ class Contents:
             file.thaw()
             return False
         self._forget_create(*key)
-        fill(create.staged.operation.create, data, frozen.mtime_ns)
+        fill_create(create.staged.operation.create, data, frozen.mtime_ns)
         flush.content = create.staged.operation.create.content
         self._under_way[file.ino] = flush
         self._send(flush)
@@ -260,40 +261,29 @@ class Contents:
 
     async def _upload(self, flush: Flush, frozen: Frozen) -> submit_pb2.StagedOperation:
         if flush.content is not None:
-            return self._staged(flush, flush.content)
+            return self._staged(frozen, flush.content)
         plain = self._plain.open(frozen)
         try:
             if frozen.size_bytes <= INLINE_LIMIT_BYTES:
                 data = bytearray(frozen.size_bytes)
                 await plain.read(0, memoryview(data))
-                return self._staged(flush, feed_pb2.Content(size_bytes=len(data), inline=bytes(data)))
+                return self._staged(frozen, feed_pb2.Content(size_bytes=len(data), inline=bytes(data)))
             sealed = await self._committer.upload(
                 PlainContent(frozen.store_id, frozen.size_bytes, plain.read, frozen.changed(), frozen.previous)
             )
         finally:
             await plain.close()
-        staged = self._staged(flush, sealed.content)
+        staged = self._staged(frozen, sealed.content)
         staged.layout.CopyFrom(sealed.layout)
         staged.pages.extend(sealed.pages)
         staged.key_pages.extend(sealed.key_pages)
         return staged
 
-    def _staged(self, flush: Flush, content: feed_pb2.Content) -> submit_pb2.StagedOperation:
-        frozen = flush.frozen
-        assert frozen is not None
-        operation = self._author.operation(frozen.time_ns)
-        change = operation.set_content
-        change.inode = frozen.ino & NUMBER_MASK
-        change.content.CopyFrom(content)
-        change.mtime_nanoseconds = frozen.mtime_ns
-        change.provisional = frozen.provisional
-        expected = operation.expectations.add().content
-        expected.inode = change.inode
-        before = content_of(frozen.base)
-        if before.version_id:
-            expected.version_id = before.version_id
-        else:
-            expected.inline_hash = blake3(before.inline).digest()
+    def _staged(self, frozen: Frozen, content: feed_pb2.Content) -> submit_pb2.StagedOperation:
+        operation = self._maker.set_content(
+            frozen.ino & NUMBER_MASK, content, content_of(frozen.base), frozen.mtime_ns, frozen.time_ns,
+            provisional=frozen.provisional,
+        )  # fmt: skip
         return submit_pb2.StagedOperation(operation=operation)
 
     # ------------------------------------------------------------ sending
@@ -302,13 +292,13 @@ class Contents:
         """Its operation is complete: written down, then in the queue's hands. Raises: Full, Unreachable (disk)."""
         frozen = flush.frozen
         assert frozen is not None
-        flush.content = staged.operation.set_content.content
         flush.flush_seq = self._journal.hold_flush(
             FlushRecord(
                 0, frozen.ino, frozen.store_id, staged, frozen.upto, flush.place, 0, frozen.keep_start,
                 frozen.keep_end, not frozen.provisional,
             )
         )  # fmt: skip
+        flush.content = staged.operation.set_content.content
         self._send(flush)
         flush.item.staged = staged
         flush.queue.make_ready(flush.item)
@@ -363,7 +353,8 @@ class Contents:
             if seq and self._dirty.get(file.ino) is not file:  # it was forgotten meanwhile
                 self._journal.settle([seq])
         elif file.records:
-            self.need_base(file)  # a flush that was settled meanwhile took the old one along
+            if not file.base_seq:  # a flush that was settled meanwhile took the old one along
+                file.base_seq = self._journal.append_base(file.to_record())
         elif not file.provisional and not file.busy and not self.is_under_way(file.ino):
             self._journal.settle([file.base_seq])
             self._dirty.drop(file)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from collective.catalog import Inline
-from collective.mount.dirty import IN_FIRST_WRITE, DirtyFile, DirtyTable
+from collective.core.errors import CollectiveError
+from collective.core.layout import INLINE_LIMIT_BYTES
+from collective.mount.dirty import IN_FIRST_WRITE, NUMBER_MASK, DirtyFile, DirtyTable
 from collective.mount.journal import Journal
 from collective.mount.journal_records import (
     BaseRecord,
@@ -15,7 +17,8 @@ from collective.mount.journal_records import (
     TruncateRecord,
     WriteRecord,
 )
-from collective.mount.replay_contents import Contents, Flush, fill
+from collective.mount.operations import fill_create
+from collective.mount.replay_contents import Contents, Flush
 from collective.mount.replay_queue import Queued, StoreQueue
 from collective.mount.scheduling import Keys, keys_of
 from collective.wire import feed_pb2, submit_pb2
@@ -65,23 +68,28 @@ def take_up(
 def _filled(
     journal: Journal, operations: Mapping[int, OperationRecord], changes: Changes, contents: Contents
 ) -> Iterator[FlushRecord]:
-    """The fill records as the flush records they stand for; those that stand for none any more are settled.
-
-    Where the changes are gone the file was removed here afterwards: its create goes as it was made, or is absorbed.
-    """
+    """The fill records as the flush records they stand for. One that no create, or no content, belongs to comes from
+    another journal or a damaged disk; it is settled, and the file's changes go the usual way."""
     for record in journal.recovered:
         if not isinstance(record, FillRecord):
             continue
         create = operations.get(record.create_seq)
         taken = [change for change in changes.get(record.ino, ()) if change.seq <= record.upto]
-        if create is None or not taken:
+        if create is None or not taken or create.operation.create.inode != record.ino & NUMBER_MASK:
             journal.settle([record.seq])
             continue
         file = DirtyFile(record.ino, create.store_id, Inline(b""), 0, 0, 0)
         for change in taken:
-            file.changed(change)
+            file.change(change)
+        try:
+            data = contents.written(file) if file.size_bytes <= INLINE_LIMIT_BYTES else None
+        except CollectiveError:
+            data = None
+        if data is None:
+            journal.settle([record.seq])
+            continue
         staged = submit_pb2.StagedOperation(operation=create.operation)
-        fill(staged.operation.create, contents.written(file), record.mtime_ns)
+        fill_create(staged.operation.create, data, record.mtime_ns)
         yield FlushRecord(record.seq, record.ino, create.store_id, staged, record.upto, create.seq, create.seq)
 
 
