@@ -17,6 +17,7 @@ from collective.core.observe import SILENT
 from collective.core.sizes import GIB, KIB, MIB
 from collective.mount import journal as journal_module
 from collective.mount.journal import Journal
+from collective.mount.journal_compaction import read_standing
 from collective.mount.journal_folder import JournalFolder
 from collective.mount.journal_records import (
     BaseRecord,
@@ -140,7 +141,7 @@ async def test_settled_and_disowned_records_do_not_come_back(place: Place) -> No
     seqs = await fill(journal)
     journal.settle([seqs[0], 4711])
     journal.disown([seqs[2]])
-    unowned = await journal.append_write(INO, 0, b"unowned", 80, unowned=True)
+    unowned = await journal.append_write(INO, 0, b"unowned", 80, unowned=lambda: True)
     unowned_cut = journal.append_truncate(INO, 0, 80, unowned=True)
     assert journal.read(seqs[2], 1, 3) == b"mal"
     assert journal.read(unowned, 0, 7) == b"unowned"
@@ -511,6 +512,7 @@ async def test_what_cannot_be_sent_does_not_keep_what_could(place: Place, monkey
         journal.settle([seq])
         while await journal.compact():
             continue
+        await journal.sync()
         assert journal.size_bytes <= SMALL.bound_bytes // 2 + 2 * SMALL.segment_bytes
     assert journal.read(kept[-1], 0, 10 * KIB) == b"B" * (10 * KIB)
     assert [number for number in journal_numbers(place.path) if number < 5] == [], "the oldest went"
@@ -524,6 +526,21 @@ async def test_what_cannot_be_sent_does_not_keep_what_could(place: Place, monkey
     first = again.recovered[-2]
     assert isinstance(first, WriteRecord)
     assert (first.store_id, data_of(again, first)) == (STORE, b"first")
+
+
+async def test_a_record_that_was_written_again_is_read_where_it_stands_last(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large write's record names data in the segment before; its copy stands behind it, and needs that no more."""
+    monkeypatch.setattr(journal_module, "THREAD_BYTES", 3 * KIB)
+    journal = await place.open(settings=JournalSettings(32 * KIB, 4 * KIB, 0, 0.0))
+    await journal.append_write(INO + 1, 0, b"x" * (2 * KIB), 1)
+    seq = await journal.append_write(INO, 0, b"L" * (3 * KIB), 2)
+    first, second = journal._segments.values()
+    (copy,) = read_standing({first: first.end, second: second.end}, {seq})
+    journal._write_again(copy)
+    assert read_standing({second: second.end}, {seq}) == [copy]
+    assert journal.read(seq, 0, 3 * KIB) == b"L" * (3 * KIB)
 
 
 def journal_numbers(path: Path) -> list[int]:

@@ -591,3 +591,21 @@ async def test_a_large_first_write_is_taken_up(world: World, size: int) -> None:
         copy = world.killed()
     await replayed(world, copy)
     assert world.listing() == {b"file": b"x" * size}
+
+
+async def test_a_large_write_to_a_file_that_is_removed_meanwhile_is_not_taken_up(world: World) -> None:
+    """Its create is on its way; the last name goes while a thread puts the data down; then the mount dies."""
+    committer = Overheard(world.catalog, world.contents)
+    async with mounted(world, committer) as mount:
+        number = await mount.put(b"file", b"content")
+        await until(lambda: committer.asked)
+        mount.opened(number)
+        writes = asyncio.create_task(mount.write(number, 0, b"b" * (400 * KIB)))
+        await asyncio.sleep(0)
+        mount.unlink(number, b"file")
+        mount.replay.orphan(world.ino(number))
+        await writes
+        copy = world.killed()
+    assert await replayed(world, copy) == ["create", "unlink"]
+    assert world.listing() == {}
+    assert_all_applied(world)

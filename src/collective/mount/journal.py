@@ -118,18 +118,18 @@ class Journal:
         return self._live_record(Kind.OPERATION, flags, store_id, operation.SerializeToString())
 
     async def append_write(
-        self, ino: int, offset: int, data: Buffer, time_ns: int, *, unowned: bool = False, store_id: bytes = b""
-    ) -> int:
-        """Data of a file; its seq. `unowned`: the file has no name any more and goes with this process. `store_id`: in
-        place of a base record, of a file that lies there and has nothing so far; for less than THREAD_BYTES alone.
-        Waits for room first. Raises: Full, Unreachable."""
+        self, ino: int, offset: int, data: Buffer, time_ns: int, *,
+        unowned: Callable[[], bool] = lambda: False, store_id: bytes = b"",
+    ) -> int:  # fmt: skip
+        """Data of a file; its seq. `unowned`, asked when the record is made: the file has no name any more and goes
+        with this process. `store_id`: in place of a base record, of a file that lies there and has nothing so far; for
+        less than THREAD_BYTES alone. Waits for room first. Raises: Full, Unreachable."""
         view = memoryview(data)
         assert not store_id or len(view) < THREAD_BYTES
         await self.room(len(view))
-        flags = records.UNOWNED if unowned else 0
         if len(view) < THREAD_BYTES:
-            return self.append_inline(ino, offset, view, time_ns, flags, store_id)
-        record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), flags, view)
+            return self.append_inline(ino, offset, view, time_ns, records.UNOWNED if unowned() else 0, store_id)
+        record = await self._append_blob(WriteRecord(0, ino, offset, len(view), time_ns), unowned, view)
         self._live.put(record.seq, self._active.number, record.segment, record.position, record.size_bytes)
         return record.seq
 
@@ -336,7 +336,7 @@ class Journal:
         self._live.put(seq, number, number, self._active.end - len(view), len(view))
         return seq
 
-    async def _append_blob(self, record: WriteRecord, flags: int, view: memoryview) -> WriteRecord:
+    async def _append_blob(self, record: WriteRecord, unowned: Callable[[], bool], view: memoryview) -> WriteRecord:
         self._append_blob_header(len(view))
         segment, position = self._active, self._active.end - len(view)
 
@@ -348,6 +348,7 @@ class Journal:
         try:
             blob_checksum = await self._in_thread({segment}, fill)
             record = record._replace(segment=segment.number, position=position, blob_checksum=blob_checksum)
+            flags = records.UNOWNED if unowned() else 0  # its last name may have gone meanwhile
             seq = self._append(Kind.WRITE_AT, flags, records.pack_write_at(record))
             return record._replace(seq=seq)
         finally:
@@ -364,6 +365,7 @@ class Journal:
             if segment.live or segment.pins or segment is self._active:
                 break
             self._sync.settled.append(self._segments.pop(number))
+            self._room.set_down(segment.end)
             self._freed.set()
 
     def _new_segment(self, number: int) -> Segment:

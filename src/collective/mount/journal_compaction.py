@@ -35,13 +35,13 @@ def read_standing(places: Mapping[Segment, int], seqs: Collection[int]) -> Seque
     """The records of these seqs, in order; `places` are the segments that they and their data stand in, and where each
     ended. Raises: Corrupt, Unreachable."""
     segments = {segment.number: segment for segment in places}
-    found = {
-        header.seq: _standing(segment, header, begin, segments)
+    last = {  # the last place counts: what an earlier one names may be gone
+        header.seq: (segment, header, begin)
         for segment, end in sorted(places.items(), key=lambda place: place[0].number)
         for header, begin in segment.walk(end)
         if header.seq in seqs
     }
-    return [found[seq] for seq in sorted(found)]
+    return [_standing(*last[seq], segments) for seq in sorted(last)]
 
 
 def _standing(segment: Segment, header: Header, begin: int, segments: Mapping[int, Segment]) -> Standing:

@@ -34,12 +34,14 @@ class JournalSettings:
 
 
 class JournalRoom:
-    """`total_bytes` of all segments, and whether more may come."""
+    """`total_bytes` of all segments, and whether more may come. What is set down (nothing of it counts, and its file
+    goes with the next sync) takes room, and is no reason to hurry."""
 
     def __init__(self, folder: Path, settings: JournalSettings, total_bytes: int) -> None:
         self._folder = folder
         self._settings = settings
         self.total_bytes = total_bytes
+        self._set_down_bytes = 0
         self._limit = settings.bound_bytes
         self._until_look = 0
 
@@ -47,8 +49,17 @@ class JournalRoom:
         self.total_bytes += size_bytes
         self._until_look -= size_bytes
 
+    def set_down(self, size_bytes: int) -> None:
+        self._set_down_bytes += size_bytes
+
     def shrunk(self, size_bytes: int) -> None:
+        """What was set down is gone."""
         self.total_bytes -= size_bytes
+        self._set_down_bytes -= size_bytes
+
+    @property
+    def _counting_bytes(self) -> int:
+        return self.total_bytes - self._set_down_bytes
 
     def fits(self, size_bytes: int) -> bool:
         """Whether so many more are within the bound, as far as is known; looks at the disk now and then."""
@@ -65,7 +76,7 @@ class JournalRoom:
 
     @property
     def half_full(self) -> bool:
-        return self.total_bytes > self._limit // 2
+        return self._counting_bytes > self._limit // 2
 
     def mostly_over(self, live_bytes: int) -> bool:
         """Whether it is half full while what counts in it is at most a quarter: writing that again frees more."""
@@ -74,4 +85,4 @@ class JournalRoom:
     @property
     def far_over(self) -> bool:
         """Even small changes must stop: they may pass the bound, which is the data's, by two segments."""
-        return self.total_bytes > self._limit + 2 * self._settings.segment_bytes
+        return self._counting_bytes > self._limit + 2 * self._settings.segment_bytes

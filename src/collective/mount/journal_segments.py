@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +176,8 @@ class Segment:
     def remove(self) -> None:
         """Close and delete. Raises: nothing; a file that stays is found settled by the next start."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink()
 
     def close(self) -> None:
         os.close(self.descriptor)

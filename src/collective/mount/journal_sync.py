@@ -13,7 +13,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from collective.core.errors import CollectiveError
+from collective.core.errors import CollectiveError, Full
 from collective.core.observe import Observer
 from collective.mount.journal_segments import Segment, disk_failure
 
@@ -43,27 +43,34 @@ class SegmentSync:
 
     async def run(self, segments: Mapping[int, Segment]) -> Sequence[Segment]:
         """Everything appended to these before is on the disk when this returns; those who wait together share one sync.
-        The segments whose files went. Raises: Unreachable."""
-        until = {number: segment.end for number, segment in segments.items()}
+        What is settled is synced too: after a power failure its name may be there still, and torn it would end what
+        counts. The segments whose files went. Raises: Unreachable."""
         settled = self.settled[:]
+        until = [(segment, segment.end) for segment in (*settled, *segments.values())]
         async with self._lock:
             self.check()
+            there = {*self.settled, *segments.values()}  # else another sync made it go
             waiting = [
                 (segment, segment.end)
-                for number, segment in sorted(segments.items())
-                if segment.synced_end < until.get(number, 0)
+                for segment, end in sorted(until, key=lambda one: one[0].number)
+                if segment in there and segment.synced_end < end
             ]
             if waiting:
                 await self._sync(waiting)
-            gone = [segment for segment in settled if segment in self.settled]  # else another sync was quicker
+            # not what another sync was quicker with, nor what one that was given up has in its hands still
+            gone = [segment for segment in settled if segment in self.settled and not segment.pins]
             for segment in gone:
                 self.settled.remove(segment)
                 segment.remove()
             return gone
 
     def give_up_oldest(self) -> Segment:
-        """Delete the first settled segment's file at once: the disk is full, and its room is what saying so needs."""
-        segment = self.settled.pop(0)
+        """Delete the first settled segment's file at once: the disk is full, and its room is what saying so needs.
+        Raises: Full, when a sync under way needs it."""
+        segment = next((one for one in self.settled if not one.pins), None)
+        if segment is None:
+            raise Full("the disk of the mount's journal is full", "make room on the disk of the home")
+        self.settled.remove(segment)
         segment.remove()
         return segment
 
@@ -76,6 +83,9 @@ class SegmentSync:
             self.failure = disk_failure(error, "the mount's journal could not be made safe")
             self._observer.event("journal.sync_failed", reason=self.failure.message)
             raise self.failure from error
+        except BaseException:  # cancelled: it may not have begun
+            self.new_files = self.new_files or folder is not None
+            raise
         for segment, end in waiting:
             segment.synced_end = end
 

@@ -154,7 +154,7 @@ class Replay:
             if not first:
                 self._contents.need_base(file)
             seq = await self._journal.append_write(
-                file.ino, offset, data, time_ns, unowned=file.unowned, store_id=file.store_id if first else b""
+                file.ino, offset, data, time_ns, unowned=lambda: file.unowned, store_id=file.store_id if first else b""
             )
             file.wrote(seq, offset, len(data), time_ns)
             if first:

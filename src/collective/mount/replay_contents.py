@@ -352,6 +352,8 @@ class Contents:
         if file.unowned:
             if seq and self._dirty.get(file.ino) is not file:  # it was forgotten meanwhile
                 self._journal.settle([seq])
+            elif seq:
+                self._journal.disown([seq])  # orphaned while it was being written
         elif file.records:
             if not file.base_seq:  # a flush that was settled meanwhile took the old one along
                 file.base_seq = self._journal.append_base(file.to_record())
