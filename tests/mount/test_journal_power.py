@@ -43,14 +43,16 @@ class Disk:
                 self.bytes[path.name] = path.read_bytes()
 
         def names(descriptor: int) -> None:
-            fsync(descriptor)
-            if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == folder:
-                self.names = {path.name for path in folder.glob("*.segment")}
-                self.unlinked.clear()
+            with one_at_a_time:
+                fsync(descriptor)
+                if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == folder:
+                    self.names = {path.name for path in folder.glob("*.segment")}
+                    self.unlinked.clear()
 
         def unlinked(segment: Segment) -> None:
-            self.unlinked.append(segment.path.name)
-            remove(segment)
+            with one_at_a_time:
+                self.unlinked.append(segment.path.name)
+                remove(segment)
 
         monkeypatch.setattr(os, "fdatasync", data)
         monkeypatch.setattr(os, "fsync", names)
