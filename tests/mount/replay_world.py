@@ -12,13 +12,14 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from support.catalogs import FEDERATION, TestFederation
 from support.committers import MemoryCommitter, go_on
 
 from collective.catalog import Catalog, Inline
 from collective.catalog.namespace import NUMBER_BITS
 from collective.core.clock import ManualClock
-from collective.core.errors import NotFound
+from collective.core.errors import Full, NotFound
 from collective.core.observe import SILENT
 from collective.mount.committing import Author
 from collective.mount.dirty import DirtyFile, DirtyTable
@@ -233,6 +234,25 @@ def end_segment(journal: Journal) -> None:
     """What comes next goes into a new segment, as when this one is full."""
     journal.write_held()
     journal._active = journal._new_segment(journal._active.number + 1)
+
+
+async def answered_on_a_full_disk(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The number of a file whose first content was answered while a second was written, and what that lies on could not
+    be written down."""
+    number = mount.create(b"file")
+    mount.opened(number)
+    await mount.write(number, 0, b"first")
+    mount.closed(number)
+    mount.opened(number)
+    await mount.write(number, 0, b"second")
+
+    def full(record: object) -> int:
+        raise Full("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mount.journal, "hold_base", full)
+        await mount.replay.submitted(mount.world.store_id)
+    return number
 
 
 async def replayed(world: World, journals: Path) -> list[str]:

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from replay_world import ALICE, MODE, ROOT, World, changes, mounted, until
+from replay_world import ALICE, MODE, ROOT, World, answered_on_a_full_disk, changes, mounted, until
 
 from collective.core.errors import Full, Refused, Unreachable
 from collective.core.sizes import MIB
@@ -392,20 +392,8 @@ async def test_all_of_a_removed_file_is_settled_though_its_base_found_no_room(
     """Its create was answered while more was written and the disk was full; then the file is removed: whoever shows the
     create as under way is told that it is not."""
     async with mounted(world) as mount:
-        number = mount.create(b"file")
-        create = mount.journal.last_seq
-        mount.opened(number)
-        await mount.write(number, 0, b"first")
-        mount.closed(number)
-        mount.opened(number)
-        await mount.write(number, 0, b"second")
-
-        def full(record: object) -> int:
-            raise Full("the disk is full")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(mount.journal, "hold_base", full)
-            await mount.replay.submitted(world.store_id)
+        create = mount.journal.last_seq + 1
+        number = await answered_on_a_full_disk(mount, monkeypatch)
         assert create not in mount.settled
         mount.unlink(number, b"file")
         mount.closed(number)

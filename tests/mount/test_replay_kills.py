@@ -11,10 +11,20 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from replay_world import ALICE, ROOT, Mount, World, changes, end_segment, mounted, replayed, until
+from replay_world import (
+    ALICE,
+    ROOT,
+    Mount,
+    World,
+    answered_on_a_full_disk,
+    changes,
+    end_segment,
+    mounted,
+    replayed,
+    until,
+)
 from support.committers import MemoryCommitter
 
-from collective.core.errors import Full
 from collective.core.sizes import KIB
 from collective.mount.journal_records import FillRecord, OperationRecord
 from collective.wire import feed_pb2, submit_pb2
@@ -309,19 +319,7 @@ async def test_a_base_that_finds_no_room_keeps_the_create_it_follows(
     """A content is answered while more of the file is written, and the disk is full: until the new base is written down
     all that the old one needs stays, so that a mount that dies meanwhile meets no conflict with itself."""
     async with mounted(world) as mount:
-        number = mount.create(b"file")
-        mount.opened(number)
-        await mount.write(number, 0, b"first")
-        mount.closed(number)
-        mount.opened(number)
-        await mount.write(number, 0, b"second")
-
-        def full(record: object) -> int:
-            raise Full("the disk is full")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(mount.journal, "hold_base", full)
-            await mount.replay.submitted(world.store_id)
+        await answered_on_a_full_disk(mount, monkeypatch)
         assert changes(mount.committer) == ["create"]
         mount.journal.write_held()
         copy = world.killed()

@@ -315,6 +315,6 @@ class Replay:
         self._queue(store_id).add(item, keys_of(operation, of_directory=of_directory))
         return item
 
-    def _settled(self, seqs: Sequence[int]) -> None:
+    def _settled(self, seqs: list[int]) -> None:
         self._journal.settle(seqs)
         self._on_settled(seqs)
