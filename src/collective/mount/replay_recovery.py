@@ -74,23 +74,29 @@ def _filled(
         if not isinstance(record, FillRecord):
             continue
         create = operations.get(record.create_seq)
-        taken = [change for change in changes.get(record.ino, ()) if change.seq <= record.upto]
-        if create is None or not taken or create.operation.create.inode != record.ino & NUMBER_MASK:
-            journal.settle([record.seq])
-            continue
-        file = DirtyFile(record.ino, create.store_id, Inline(b""), 0, 0, 0)
-        for change in taken:
-            file.change(change)
-        try:
-            data = contents.written(file) if file.size_bytes <= INLINE_LIMIT_BYTES else None
-        except CollectiveError:
-            data = None
-        if data is None:
+        data = None
+        if create is not None and create.operation.create.inode == record.ino & NUMBER_MASK:
+            data = _data_of_fill(record, create.store_id, changes, contents)
+        if create is None or data is None:
             journal.settle([record.seq])
             continue
         staged = submit_pb2.StagedOperation(operation=create.operation)
         fill_create(staged.operation.create, data, record.mtime_ns)
         yield FlushRecord(record.seq, record.ino, create.store_id, staged, record.upto, create.seq, create.seq)
+
+
+def _data_of_fill(record: FillRecord, store_id: bytes, changes: Changes, contents: Contents) -> bytes | None:
+    """None when the journal has it no more, or it is damaged."""
+    taken = [change for change in changes.get(record.ino, ()) if change.seq <= record.upto]
+    file = DirtyFile(record.ino, store_id, Inline(b""), 0, 0, 0)
+    for change in taken:
+        file.change(change)
+    if not taken or file.size_bytes > INLINE_LIMIT_BYTES:
+        return None
+    try:
+        return contents.written(file)
+    except CollectiveError:
+        return None
 
 
 def _restore_files(journal: Journal, flushes: Sequence[FlushRecord], changes: Changes) -> dict[int, DirtyFile]:
